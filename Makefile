@@ -1,0 +1,47 @@
+# Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast check format lock bench clean
+BIN := .venv/bin
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/.ready  ## make .venv from requirements.lock
+
+# uv from the PATH, or one of the project's own under .uv
+.venv/.ready: requirements.lock pyproject.toml
+	@uv="$$(command -v uv || true)"; \
+	if [ -z "$$uv" ]; then \
+	  [ -x .uv/bin/uv ] || { python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv; } || \
+	    { echo "uv could not be installed: make 'python3 -m venv' work, or put uv on the PATH" >&2; exit 1; }; \
+	  uv="$$PWD/.uv/bin/uv"; \
+	fi; \
+	[ -x $(BIN)/python ] || "$$uv" venv --quiet --python '>=3.11,<3.14' .venv; \
+	VIRTUAL_ENV="$$PWD/.venv" "$$uv" pip sync --quiet --require-hashes requirements.lock && \
+	VIRTUAL_ENV="$$PWD/.venv" "$$uv" pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup  ## train, test, track and register the fire ensemble
+	@$(BIN)/emberline run fire
+
+test: setup test-fast  ## all tests: the fast ones, then those that start clusters and servers
+	@$(BIN)/pytest -m slow
+
+test-fast: setup  ## the tests that need no cluster
+	@$(BIN)/pytest -m "not slow"
+
+check: setup  ## lint and types
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
+
+format: setup  ## let ruff mend what it can
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
+
+lock:  ## pin the dependencies anew
+	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+	  --no-header --group dev pyproject.toml --output-file requirements.lock
+
+bench: setup  ## the benchmarks: tables, kept as CSV beside them
+	@for bench in tests/bench/*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis

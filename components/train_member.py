@@ -1,0 +1,19 @@
+"""Train one member of the ensemble."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def train_member(run: str, name: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Fit one member as a Ray task; returns its status. A member that fails does not fail the
+    step."""
+    from ray_jobs.run import Run
+    from ray_jobs.train import train_members
+
+    (result,) = train_members(Run.at(run), [name])
+    metrics.log_metric("status", result.status)
+    for key, metric in result.metrics.get("val", {}).items():
+        metrics.log_metric(f"val {key}", metric.value)
+    return result.status

@@ -1,0 +1,1 @@
+"""What runs after what: pipelines, the local runner and the command line."""

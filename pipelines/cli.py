@@ -1,0 +1,152 @@
+"""The `emberline` command line. Each command takes `--json` for machines and says its progress
+on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_jobs.errors import EmberlineError
+
+app = typer.Typer(
+    name="emberline",
+    help="Train, sweep, ensemble and promote models: here, on a Ray cluster, or on SageMaker.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Workload = Annotated[str, typer.Argument(help="What to train, e.g. fire.", show_default=False)]
+Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.", show_default=False)]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="Job description (YAML); default: the shipped one.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set data.samples=5000."
+    ),
+]
+StorageUri = Annotated[
+    str | None, typer.Option("--storage", help="Root of all runs: a folder or s3:// URI.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, last on stdout.")]
+
+DEFAULT_STORAGE = "./runs"
+
+
+@app.command()
+def run(
+    workload: Workload,
+    config: Config = None,
+    overrides: Overrides = None,
+    target: Annotated[str | None, typer.Option(help="Where to run: local.")] = None,
+    storage: StorageUri = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Name the run; an existing one is attached to.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up --run-id, or the newest unfinished run.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a workload: prepare, fit, test, track, register."""
+    from pipelines import plan, training
+    from ray_jobs.spec import load_spec
+
+    spec = load_spec(
+        workload, config=config, overrides=overrides or [], target=target, storage=storage
+    )
+    if dry_run:
+        _show(plan.make(spec), as_json)
+    elif resume:
+        _show(training.resume(spec, run_id, chosen=bool(config or overrides)), as_json)
+    else:
+        _show(training.start(spec, run_id), as_json)
+
+
+@app.command()
+def data(
+    workload: Workload,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Folder or s3:// URI to write Parquet to.")
+    ],
+    samples: Annotated[int, typer.Option(help="Rows to make.", min=100)] = 100_000,
+    generator: Annotated[str, typer.Option(help="episodes or independent.")] = "episodes",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write simulated rows, as data.path of a later run takes them."""
+    from pipelines import simulation
+
+    _show(
+        simulation.write(workload, output, samples=samples, generator=generator, seed=seed), as_json
+    )
+
+
+@app.command()
+def report(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id.")],
+    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Where the report of a run is; rendered anew from the run's files."""
+    from pipelines import inspection
+
+    _show(inspection.report(storage, run_id, open_it=open_it), as_json)
+
+
+@app.command()
+def compare(
+    run_ids: Runs,
+    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    as_json: Json = False,
+) -> None:
+    """Runs side by side: validation and test, and what was set differently."""
+    from pipelines import inspection
+
+    _show(inspection.compare(storage, run_ids), as_json)
+
+
+@app.command()
+def doctor(
+    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    as_json: Json = False,
+) -> None:
+    """Check packages, device, memory, disk, storage and tracking; exit 3 if a check fails."""
+    from pipelines import doctor as checks
+
+    _show(checks.examine(storage), as_json)
+
+
+def _show(outcome: Any, as_json: bool) -> None:
+    """Print an outcome: every one has `to_json()`, `print(console)` and an `exit_code`."""
+    if as_json:
+        typer.echo(outcome.to_json())
+    else:
+        from rich.console import Console
+
+        outcome.print(Console(highlight=False))
+    if outcome.exit_code:
+        raise typer.Exit(outcome.exit_code)
+
+
+def main() -> None:
+    """The entry point: a user's error is one message on stderr and its own exit code."""
+    try:
+        app()
+    except EmberlineError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        if "--json" in sys.argv:
+            failure = {"status": "FAILED", "reason": str(error), "exit_code": error.exit_code}
+            typer.echo(json.dumps(failure))
+        sys.exit(error.exit_code)

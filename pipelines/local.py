@@ -1,0 +1,107 @@
+"""The local runner: a pipeline's steps as processes of this machine, with a private Ray for the
+fits.
+
+`run()` starts `python -m pipelines.local RUN_URI` as a child and follows it. The child carries
+everything heavy (KFP, Ray) and all their output; it lives no longer than its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ray_jobs.lifecycle import failure_of
+from ray_jobs.run import RESULT, Run
+
+_STOP_TIMEOUT_S = 10.0
+_POLL_INTERVAL_S = 0.2
+
+
+def run(run: Run, on_poll: Callable[[], None]) -> None:
+    """Run the workload's pipeline; returns when it has ended well.
+
+    Args:
+        on_poll: called several times a second, for a progress display.
+
+    Raises:
+        EmberlineError: a step failed; carries its reason and exit code.
+    """
+    with TemporaryDirectory(prefix="emberline-") as scratch:
+        log = Path(scratch) / "pipeline.log"
+        with log.open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.local", run.uri],
+                stdin=subprocess.PIPE,  # its end tells the child that this process is gone
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                while True:
+                    try:
+                        child.wait(_POLL_INTERVAL_S)
+                        break
+                    except subprocess.TimeoutExpired:
+                        on_poll()
+                on_poll()
+            finally:
+                _stop(child)
+                run.storage.write_bytes(run.path("artifacts/pipeline.log"), log.read_bytes())
+    if child.returncode != 0 or not run.storage.exists(run.path(RESULT)):
+        raise failure_of(run)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the child and all of its processes: they are one process group."""
+    if child.stdin:
+        child.stdin.close()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            continue
+    child.wait()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGTERM)
+
+
+def main(run_uri: str) -> None:
+    """Run the pipeline of a run in this process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    this = Run.at(run_uri)
+
+    from ray_jobs import ray_runtime
+
+    with ray_runtime.session(this.spec.resources):
+        import ray
+        from kfp import local
+
+        from pipelines.fire import pipeline
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # for the steps
+        # The runner warns that a step's image is not used; that is what it is for.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
+        with TemporaryDirectory(prefix="emberline-kfp-") as root:
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
+            pipeline(None if this.spec.parallel else 1)(
+                spec=this.spec.to_yaml(), run_id=this.run_id, members=list(this.spec.members)
+            )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,156 @@
+"""`emberline run`: start, attach to or resume a run here, and say how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ray_jobs.errors import SpecError
+from ray_jobs.lifecycle import carry_out
+from ray_jobs.result import JobResult, MetricValue
+from ray_jobs.run import REPORT, Run
+from ray_jobs.spec import JobSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN = ("f1", "accuracy", "precision", "recall", "auc", "log_loss", "ece")
+
+
+def start(spec: JobSpec, run_id: str | None) -> Outcome:
+    """Run a job on this machine, or attach to it if its id has been run.
+
+    Raises:
+        EmberlineError: as the step that failed says.
+        KeyboardInterrupt: after everything that the run had started has ended.
+    """
+    from rich.console import Console
+
+    from pipelines import local
+    from pipelines.progress import Progress
+
+    console = Console(stderr=True, highlight=False)
+    run = Run.create(spec, run_id)
+    finished = run.read_result()
+    if finished is not None and finished.status == "SUCCEEDED":
+        console.print(f"run {run.run_id} is done; this is its result")
+        return Outcome(run, finished)
+    if not console.is_terminal:
+        console.print(f"run {run.run_id} in {run.storage.display(run.folder)}")
+    try:
+        with Progress(run, console) as progress:
+            result = carry_out(run, lambda: local.run(run, progress.poll), wait=progress.poll)
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted: nothing is left running. Go on with: emberline run {spec.workload} "
+            f"--resume --run-id {run.run_id}"
+        )
+        raise
+    return Outcome(run, result)
+
+
+def resume(spec: JobSpec, run_id: str | None, *, chosen: bool) -> Outcome:
+    """Take up an unfinished run: the one named, or the newest of the workload.
+
+    Args:
+        chosen: the user gave a description; it must then be the run's own.
+
+    Raises:
+        SpecError: there is no such run.
+    """
+    from ray_jobs.storage import Storage
+
+    storage = Storage(spec.storage)
+    if run_id is None:
+        for folder in reversed(storage.list(spec.workload)):
+            run = Run.at(f"{storage.uri}/{folder}")
+            result = run.read_result()
+            if result is None or result.status != "SUCCEEDED":
+                run_id = run.run_id
+                break
+        else:
+            raise SpecError(f"no unfinished run of {spec.workload!r} under {spec.storage!r}")
+    stored = Run.open(spec.storage, spec.workload, run_id)
+    return start(spec if chosen else stored.spec, run_id)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run, to be shown."""
+
+    run: Run
+    result: JobResult
+    exit_code: ClassVar[int] = 0
+
+    def to_json(self) -> str:
+        return self.result.to_json()
+
+    def print(self, console: Console) -> None:
+        result, objective = self.result, self.result.objective.metric
+        console.print(f"\n[bold]{result.workload}[/] {result.run_id}: {_headline(result)}")
+        console.print(_scores(result))
+        console.print(_leaderboard(result, objective))
+        for warning in result.warnings:
+            console.print(f"[yellow]warning:[/] {warning}")
+        if result.model:
+            console.print(f"model    {result.model.uri} (alias challenger)")
+        console.print(f"report   {self.run.storage.display(self.run.path(REPORT))}", soft_wrap=True)
+
+
+def _headline(result: JobResult) -> str:
+    if result.ensemble is None:
+        return result.status.lower()
+    used = {name: weight for name, weight in result.ensemble.weights.items() if weight}
+    chosen = (
+        f"{result.ensemble.strategy} of {len(used)} members"
+        if len(used) > 1
+        else (f"the single member {next(iter(used))}")
+    )
+    return f"{result.status.lower()}, {chosen}"
+
+
+def _scores(result: JobResult) -> object:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("", "test", "95 % interval", "validation"):
+        table.add_column(column, justify="left" if not column else "right")
+    val, test = (result.metrics.get(split, {}) for split in ("val", "test"))
+    for name in _SHOWN:
+        if name in val or name in test:
+            style = "bold" if name == result.objective.metric else ""
+            metric = test.get(name)
+            table.add_row(
+                name, _value(metric), _interval(metric), _value(val.get(name)), style=style
+            )
+    return table
+
+
+def _leaderboard(result: JobResult, objective: str) -> object:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("member", "status", f"test {objective}", f"val {objective}", "weight", "time"):
+        table.add_column(column, justify="left" if column in ("member", "status") else "right")
+    weights = result.ensemble.weights if result.ensemble else {}
+    for member in result.members:
+        weight = weights.get(member.name)
+        table.add_row(
+            member.name,
+            member.status.lower() if not member.reason else f"[red]failed[/]: {member.reason}",
+            _value(member.metrics.get("test", {}).get(objective)),
+            _value(member.metrics.get("val", {}).get(objective)),
+            "" if weight is None else f"{weight:.3f}",
+            "" if member.seconds is None else f"{member.seconds:.1f} s",
+        )
+    return table
+
+
+def _value(metric: MetricValue | None) -> str:
+    return "—" if metric is None else f"{metric.value:.4f}"
+
+
+def _interval(metric: MetricValue | None) -> str:
+    if metric is None or metric.low is None or metric.high is None:
+        return "—"
+    return f"{metric.low:.4f} – {metric.high:.4f}"

@@ -1,0 +1,1 @@
+"""Everything that learns. Knows nothing of where it runs."""

@@ -1,0 +1,109 @@
+"""Bundle: a trained ensemble as one folder that predicts, and nothing in it is a pickle.
+
+    bundle.json             features, ensemble, members' configurations, sha256 of every other file
+    members/<name>/...      each member's own files
+
+Whoever deploys, serves or registers a model moves this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_jobs.data.dataset import Rows
+from ray_jobs.ensembling.ensemble import Ensemble
+from ray_jobs.errors import JobFailed
+from ray_jobs.models.base import Member
+from ray_jobs.models.registry import FAMILIES
+from ray_jobs.result import MemberResult
+from ray_jobs.run import Run
+
+_INDEX = "bundle.json"
+
+
+class Bundle:
+    """A loaded bundle."""
+
+    def __init__(self, features: tuple[str, ...], ensemble: Ensemble, members: dict[str, Member]):
+        self.features = features
+        self.ensemble = ensemble
+        self._members = members
+
+    def predict_proba(self, rows: Rows) -> NDArray[np.float64]:
+        """P(label = 1) of each row, given the rows of its group before it. Shape [N]."""
+        predictions = {name: member.predict_proba(rows) for name, member in self._members.items()}
+        return self.ensemble.predict_proba(predictions)
+
+    def score(self, x: NDArray[np.float32], *, as_history: bool = False) -> NDArray[np.float64]:
+        """P(label = 1) of feature rows x [N, F].
+
+        Args:
+            as_history: the rows are consecutive readings of one place, oldest first; otherwise each
+                stands alone.
+        """
+        group = np.zeros(len(x), np.int64) if as_history else np.arange(len(x))
+        y = np.zeros(len(x), np.int8)  # unknown, and read by no member that predicts
+        return self.predict_proba(Rows(x, y, group, np.arange(len(x)), self.features))
+
+
+def write_bundle(
+    run: Run, folder: Path, *, features: list[str], ensemble: Ensemble, members: list[MemberResult]
+) -> None:
+    """Copy the members that the ensemble needs into `folder`, and index them."""
+    needed = [member for member in members if member.name in ensemble.members]
+    files: dict[str, str] = {}
+    for member in needed:
+        target = folder / "members" / member.name
+        target.mkdir(parents=True)
+        with run.storage.local_folder(run.path("checkpoints", member.name)) as source:
+            for name in member.digests:
+                shutil.copyfile(source / name, target / name)
+                files[f"members/{member.name}/{name}"] = member.digests[name]
+    index = {
+        "features": features,
+        "ensemble": ensemble.model_dump(mode="json"),
+        "members": {
+            member.name: run.spec.members[member.name].model_dump(mode="json") for member in needed
+        },
+        "files": files,
+    }
+    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    verify(folder, index)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Check every file's digest, then load.
+
+    Raises:
+        JobFailed: a file is missing or altered; names it.
+    """
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    verify(folder, index)
+    members: dict[str, Member] = {}
+    for name, config in index["members"].items():
+        members[name] = FAMILIES[config["family"]].model_validate(config).build()
+        members[name].load(folder / "members" / name)
+    ensemble = Ensemble.model_validate(index["ensemble"])
+    return Bundle(tuple(index["features"]), ensemble, members)
+
+
+def verify(folder: Path, index: dict[str, Any]) -> None:
+    """Compare every file with the digest that the index has of it.
+
+    Raises:
+        JobFailed: a file is missing or altered; names it.
+    """
+    for name, digest in index["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise JobFailed(f"the model's file {name} is missing")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise JobFailed(f"the model's file {name} is not the one that was trained (sha256)")

@@ -1,0 +1,204 @@
+"""Rows that stand in the data more than once, exactly or but for one or two columns, and what must stay together.
+
+Every row is reduced to a 64-bit key: the wrap-around sum of one hash a column. Leaving columns out of the comparison
+is then a subtraction, and rows with equal keys are equal rows (64 bits: one chance in 10^7 of a single false match
+among a million rows). Of large tables only the rows with the smallest keys are compared: equal rows are in that
+sample together or not at all, so it finds repeats in their true proportion (A. Broder, "On the resemblance and
+containment of documents", SEQUENCES 1997).
+
+Shapes: N rows, F columns, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_jobs.data.dataset import Rows
+from ray_jobs.result import DuplicateReport
+
+MAX_COMPARED = 1 << 16  # rows, for each choice of columns
+MAX_PAIR_COLUMNS = 64  # with more columns only one at a time is left out
+MIN_COLUMNS_LEFT = 3  # fewer columns do not identify a row
+GROUP_OVERLAP = 0.5  # of a group's rows that repeat another group's: the same recording
+MIN_GROUP_ROWS = 10  # repeated rows; fewer prove nothing about two groups
+MIN_ROW_SHARE = 0.01  # of ungrouped rows that repeat another in all but the columns left out
+MIN_DISTINCT_SHARE = 0.5  # of keys among ungrouped rows: else the columns left do not identify a row
+
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What was found, and each row's independent group: groups of one code must stay in one split."""
+
+    independent: NDArray[np.int64]  # [N]
+    report: DuplicateReport
+    notes: tuple[str, ...] = ()
+
+
+def find_repeats(rows: Rows, name_group: Callable[[int], str] | None) -> Repeats:
+    """Find repeated rows and repeated groups of rows.
+
+    Groups that repeat at least half of each other's rows are merged. Without groups, rows that repeat each other
+    form one.
+
+    Args:
+        rows: any order; NaN equals NaN.
+        name_group: what a group's code stands for; None if each row stands alone.
+    """
+    keys = row_keys(rows.x)
+    num_exact = len(keys) - len(np.unique(keys))
+    if name_group is None:
+        independent, left_out = _merge_rows(rows.x, keys)
+        merged = []
+    else:
+        codes, group = np.unique(rows.group, return_inverse=True)
+        root, left_out = _merge_groups(rows.x, keys, group, len(codes))
+        independent = root[group]
+        same = [codes[root == first] for first in np.unique(root)]
+        merged = [[name_group(int(code)) for code in alike] for alike in same if len(alike) > 1]
+    num_near = 0
+    if left_out:
+        alike = _without(keys, rows.x, left_out)
+        num_near = len(alike) - len(np.unique(alike)) - num_exact
+    report = DuplicateReport(
+        num_exact=num_exact,
+        num_near=num_near,
+        differing_columns=[rows.features[j] for j in left_out],
+        merged_groups=merged,
+    )
+    return Repeats(independent, report, tuple(_limits(*rows.x.shape)))
+
+
+def count_across_splits(x: NDArray[np.float32], split: NDArray[np.int8]) -> int:
+    """How many rows of val and test stand in train too, by all their features. `split` is 0 for train, shape [N]."""
+    keys = row_keys(x)
+    return int(np.isin(keys[split != 0], keys[split == 0]).sum())
+
+
+def row_keys(x: NDArray[np.float32]) -> Keys:
+    """A key a row, equal for rows equal in every column. Shape [N]."""
+    keys = np.zeros(len(x), np.uint64)
+    for j in range(x.shape[1]):
+        keys += _column_hash(x, j)
+    return keys
+
+
+def _column_hash(x: NDArray[np.float32], j: int) -> Keys:
+    """The finaliser of SplitMix64 over a column's bits (Steele, Lea & Flood, OOPSLA 2014). Shape [N]."""
+    column = x[:, j] + np.float32(0)  # -0 equals 0
+    column[np.isnan(column)] = np.nan  # and there is one NaN
+    z = column.view(np.uint32) + np.uint64(((j + 1) * 0x9E3779B97F4A7C15) % (1 << 64))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _without(keys: Keys, x: NDArray[np.float32], left_out: Sequence[int]) -> Keys:
+    keys = keys.copy()
+    for j in left_out:
+        keys -= _column_hash(x, j)
+    return keys
+
+
+def _limits(num_rows: int, num_columns: int) -> Iterator[str]:
+    if num_columns > MAX_PAIR_COLUMNS:
+        yield (
+            f"near duplicates: with {num_columns} columns only one at a time was left out of the comparison, "
+            "not two"
+        )
+    if num_rows > MAX_COMPARED:
+        yield (
+            f"near duplicates: about {MAX_COMPARED:,} of {num_rows:,} rows were compared for each choice "
+            "of columns"
+        )
+
+
+def _compared(
+    keys: Keys, x: NDArray[np.float32]
+) -> Iterator[tuple[tuple[int, ...], Keys, NDArray[np.bool_]]]:
+    """Leave out no column, each one, each two: the columns, the keys compared, and whose they are [N]."""
+    num_columns = x.shape[1]
+    most = min(2 if num_columns <= MAX_PAIR_COLUMNS else 1, num_columns - MIN_COLUMNS_LEFT)
+    share = MAX_COMPARED / len(keys)
+    limit = np.uint64(min(share, 1.0) * (2**64 - 2**12))
+
+    def sample(chosen: Keys) -> tuple[Keys, NDArray[np.bool_]]:
+        compared = chosen <= limit if share < 1 else np.ones(len(keys), bool)
+        return chosen[compared], compared
+
+    yield (), *sample(keys)
+    if most >= 1:
+        for j in range(num_columns):
+            yield (j,), *sample(keys - _column_hash(x, j))
+    if most >= 2:
+        for j in range(num_columns):
+            without_j = keys - _column_hash(x, j)
+            for k in range(j + 1, num_columns):
+                yield (j, k), *sample(without_j - _column_hash(x, k))
+
+
+def _merge_groups(
+    x: NDArray[np.float32], keys: Keys, group: NDArray[np.int64], num_groups: int
+) -> tuple[NDArray[np.int64], list[int]]:
+    """The first of each group's merged groups, shape [G], and the columns that had to be left out to see it."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = np.empty((0, 2), np.int64)
+    root = np.arange(num_groups)
+    left_out: set[int] = set()
+    for columns, sample, compared in _compared(keys, x):
+        ordered = np.sort(sample)
+        if np.sum(ordered[1:] == ordered[:-1]) < MIN_GROUP_ROWS:
+            continue
+        found = _repeating_groups(sample, group[compared], num_groups)
+        found = found[root[found[:, 0]] != root[found[:, 1]]]
+        if not len(found):
+            continue
+        left_out |= set(columns)
+        pairs = np.concatenate([pairs, found])
+        graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(num_groups, num_groups))
+        _, component = connected_components(graph, directed=False)
+        _, first = np.unique(component, return_index=True)
+        root = first[component]
+    return root, sorted(left_out)
+
+
+def _repeating_groups(
+    keys: Keys, group: NDArray[np.int64], num_groups: int
+) -> NDArray[np.int64]:
+    """Pairs of groups of which one repeats at least half of the other's rows, shape [pairs, 2].
+
+    Only keys that a group has once count: a key it has often (a sensor at rest) identifies nothing.
+    """
+    order = np.lexsort((group, keys))
+    keys, group = keys[order], group[order]
+    repeats_last = (keys[1:] == keys[:-1]) & (group[1:] == group[:-1])
+    once = ~(np.r_[False, repeats_last] | np.r_[repeats_last, False])
+    keys, group, sizes = keys[once], group[once], np.bincount(group, minlength=num_groups)
+    same = keys[1:] == keys[:-1]
+    pairs = np.sort(np.stack([group[:-1][same], group[1:][same]], axis=1), axis=1)
+    pairs, num_shared = np.unique(pairs, axis=0, return_counts=True)
+    enough = np.maximum(GROUP_OVERLAP * sizes[pairs].min(axis=1), MIN_GROUP_ROWS)
+    return pairs[num_shared >= enough]
+
+
+def _merge_rows(x: NDArray[np.float32], keys: Keys) -> tuple[NDArray[np.int64], list[int]]:
+    """A code for each set of rows that repeat each other, shape [N], and the columns in which they may differ."""
+    best: tuple[int, ...] = ()
+    best_share = 0.0
+    for columns, sample, _ in _compared(keys, x):
+        if len(columns) > 1 and len(best) == 1:
+            break  # one column explains it
+        ordered = np.sort(sample)
+        share = float(np.mean(ordered[1:] == ordered[:-1])) if len(ordered) > 1 else 0.0
+        if not columns:
+            exact_share = share
+        elif best_share < share <= 1 - MIN_DISTINCT_SHARE and share >= exact_share + MIN_ROW_SHARE:
+            best, best_share = columns, share
+    return np.unique(_without(keys, x, best), return_inverse=True)[1], list(best)

@@ -1,0 +1,170 @@
+"""A prepared dataset on the storage: a folder of readings, their splits, and a summary that is written last.
+
+`rows-*.parquet` are the readings. `splits.parquet` holds, row by row in the same order, each row's id and split, and
+its label if labels were shuffled. `dataset.json` is the summary: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ray_jobs.data.dataset import SPLITS, Rows
+from ray_jobs.data.shards import Roles, read_roles
+from ray_jobs.data.table import SPLITS_FILE
+from ray_jobs.errors import DataError
+from ray_jobs.result import DataSummary
+from ray_jobs.storage import Storage
+
+SUMMARY_FILE = "dataset.json"
+
+
+def load_rows(storage: Storage, summary: DataSummary, split: str) -> Rows:
+    """The rows of one split, ordered by group and then by time.
+
+    Raises:
+        DataError: the dataset's files are damaged.
+    """
+    return load_splits(storage, summary, (split,))[split]
+
+
+def load_splits(
+    storage: Storage, summary: DataSummary, names: Sequence[str] = ("train", "val")
+) -> dict[str, Rows]:
+    """The rows of the splits named, and of no other: whoever wants test has to say so.
+
+    Raises:
+        DataError: the dataset's files are damaged.
+    """
+    assert set(names) <= set(SPLITS), names
+    with storage.filesystem.open_input_file(_splits_path(storage, summary.path)) as file:
+        assigned = pq.ParquetFile(file).read()
+    split = assigned.column("split").to_numpy()
+    masks = {name: split == SPLITS.index(name) for name in names}
+    shards = shard_paths(storage, summary.path)
+    is_whole = count_rows(storage, shards) == len(split)
+    loaded = read_shards(storage, shards, masks) if is_whole else {}
+    for name, rows in loaded.items():
+        is_whole &= rows.digest() == summary.splits[name].digest
+        if "label" in assigned.column_names:
+            y = assigned.column("label").to_numpy()[masks[name]]
+            rows = replace(rows, y=y, true_probability=None)  # noqa: PLW2901
+        loaded[name] = _in_group_order(rows)
+    if not is_whole:
+        raise DataError(
+            f"{storage.display(summary.path)}: the dataset's rows are not those it was split into. "
+            "Delete the folder and run again"
+        )
+    return loaded
+
+
+def write_splits(
+    storage: Storage,
+    folder: str,
+    row_id: NDArray[np.int64],
+    split: NDArray[np.int8],
+    shuffled_y: NDArray[np.int8] | None,
+) -> None:
+    """Store which split each row of the folder's shards belongs to. All of shape [N], in the shards' order."""
+    columns = {"row_id": row_id, "split": split}
+    if shuffled_y is not None:
+        columns["label"] = shuffled_y
+    with storage.open_output(f"{folder}/{SPLITS_FILE}") as stream:
+        pq.write_table(pa.table(columns), stream, compression="zstd")
+
+
+def read_summary(storage: Storage, folder: str) -> DataSummary | None:
+    """The summary of a finished dataset; None if it is not there or not finished."""
+    path = f"{folder}/{SUMMARY_FILE}"
+    if not storage.exists(path):
+        return None
+    return DataSummary.model_validate_json(storage.read_bytes(path))
+
+
+def write_summary(storage: Storage, summary: DataSummary) -> None:
+    """Declare a dataset finished."""
+    storage.write_text(f"{summary.path}/{SUMMARY_FILE}", summary.model_dump_json(indent=2))
+
+
+def shard_paths(storage: Storage, folder: str) -> list[str]:
+    """The folder's shards, in order."""
+    names = storage.list(folder)
+    return [n for n in names if n.endswith(".parquet") and not n.endswith(f"/{SPLITS_FILE}")]
+
+
+def count_rows(storage: Storage, shards: Sequence[str]) -> int:
+    num_rows = 0
+    for shard in shards:
+        with storage.filesystem.open_input_file(storage.full(shard)) as file:
+            num_rows += pq.ParquetFile(file).metadata.num_rows
+    return num_rows
+
+
+def read_shards(
+    storage: Storage, shards: Sequence[str], masks: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, Rows]:
+    """For each mask over the rows of all shards [N], the rows it selects. One shard at a time is held beside them."""
+    selected: dict[str, Rows] = {}
+    filled = dict.fromkeys(masks, 0)
+    offset = 0
+    for shard in shards:
+        with storage.filesystem.open_input_file(storage.full(shard)) as file:
+            parquet = pq.ParquetFile(file)
+            roles = read_roles(parquet.schema_arrow)
+            assert roles is not None, f"{shard} declares no roles"
+            others = (roles.label, roles.group, roles.id, roles.true_probability)
+            table = parquet.read(columns=[*roles.features, *(name for name in others if name)])
+        for name, mask in masks.items():
+            rows = selected.setdefault(name, _empty(int(mask.sum()), roles))
+            chosen = np.flatnonzero(mask[offset : offset + table.num_rows])
+            _fill(rows, slice(filled[name], filled[name] + len(chosen)), table, roles, chosen, offset)
+            filled[name] += len(chosen)
+        offset += table.num_rows
+    return selected
+
+
+def _empty(num_rows: int, roles: Roles) -> Rows:
+    return Rows(
+        x=np.empty((num_rows, len(roles.features)), np.float32),
+        y=np.empty(num_rows, np.int8),
+        group=np.empty(num_rows, np.int64),
+        row_id=np.empty(num_rows, np.int64),
+        features=roles.features,
+        true_probability=np.empty(num_rows, np.float32) if roles.true_probability else None,
+    )
+
+
+def _fill(
+    rows: Rows,
+    place: slice,
+    table: pa.Table,
+    roles: Roles,
+    chosen: NDArray[np.int64],
+    offset: int,
+) -> None:
+    """Copy the chosen rows of a shard that begins at row `offset` to their place."""
+    targets = [(rows.y[place], roles.label)]
+    targets += [(rows.x[place, j], feature) for j, feature in enumerate(roles.features)]
+    if rows.true_probability is not None:
+        targets.append((rows.true_probability[place], roles.true_probability))
+    rows.group[place] = rows.row_id[place] = offset + chosen  # unless the shard knows better
+    targets += [(rows.group[place], roles.group)] if roles.group else []
+    targets += [(rows.row_id[place], roles.id)] if roles.id else []
+    for target, name in targets:
+        target[:] = table.column(name).to_numpy()[chosen]
+
+
+def _in_group_order(rows: Rows) -> Rows:
+    """Shards hold each group in time order, though not always one group after the other."""
+    if np.all(rows.group[1:] >= rows.group[:-1]):
+        return rows
+    return rows.take(np.argsort(rows.group, kind="stable"))
+
+
+def _splits_path(storage: Storage, folder: str) -> str:
+    return storage.full(f"{folder}/{SPLITS_FILE}")

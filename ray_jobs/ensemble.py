@@ -1,0 +1,76 @@
+"""The ensemble job: combine the members' validation predictions into one calibrated prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ray_jobs.errors import JobFailed
+from ray_jobs.prepare import read_data
+from ray_jobs.result import MemberResult
+from ray_jobs.run import Run
+from ray_jobs.train import read_member_result, read_val_predictions
+
+if TYPE_CHECKING:
+    from ray_jobs.ensembling.ensemble import Ensemble
+
+_FILE = "artifacts/ensemble.json"
+
+
+def build(run: Run) -> Ensemble:
+    """Choose weights, calibration and threshold on validation, from the members that can be used.
+
+    Raises:
+        JobFailed: fewer members than `ensemble.min_members` were fitted; names each one's reason.
+    """
+    from ray_jobs.data.prepare import load_rows
+    from ray_jobs.ensembling.members import ensemble_members
+    from ray_jobs.predictions import Predictions
+
+    journal = run.journal("ensemble")
+    with journal.phase():
+        val = load_rows(run.storage, read_data(run), "val")
+        results = read_members(run)
+        predictions = {
+            result.name: read_val_predictions(run, result.name)
+            for result in results
+            if result.status == "SUCCEEDED"
+        }
+        ensemble, excluded = ensemble_members(
+            results,
+            predictions,
+            val.y,
+            val.group,
+            strategy=run.spec.ensemble.strategy,
+            calibration=run.spec.ensemble.calibration,
+            objective=run.spec.objective,
+            seed=run.spec.seed,
+        )
+        num_usable, minimum = len(results) - len(excluded), run.spec.ensemble.min_members
+        if num_usable < minimum:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
+            raise JobFailed(
+                f"{num_usable} of {len(results)} members can be used, but ensemble.min_members is "
+                f"{minimum} ({reasons})"
+            )
+        for name, reason in excluded.items():
+            journal("warning", message=f"{name} is left out of the ensemble: {reason}")
+        for note in ensemble.notes:
+            journal("warning", message=note)
+        combined = ensemble.predict_proba(predictions)
+        Predictions(val.row_id, val.y, val.group, combined, predictions).write(
+            run.storage, run.path("artifacts/predictions-val.parquet")
+        )
+        run.storage.write_text(run.path(_FILE), ensemble.model_dump_json(indent=2))
+    return ensemble
+
+
+def read_ensemble(run: Run) -> Ensemble:
+    """What `build` chose."""
+    from ray_jobs.ensembling.ensemble import Ensemble
+
+    return Ensemble.model_validate_json(run.storage.read_bytes(run.path(_FILE)))
+
+
+def read_members(run: Run) -> list[MemberResult]:
+    """Every member's result, in the order of the spec."""
+    return [read_member_result(run, name) for name in run.spec.members]

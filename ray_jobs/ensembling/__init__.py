@@ -1,0 +1,1 @@
+"""How the members' predictions become one: blend, calibrate, decide."""

@@ -1,0 +1,62 @@
+"""A Ray session for a job: the cluster that RAY_ADDRESS names, or a private one that ends with
+the job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ray_jobs.spec import ResourceSpec
+
+# At most two members train side by side on one machine (the local pipeline runner's limit), so each
+# takes half.
+SIDE_BY_SIDE = 2
+_OBJECT_STORE_BYTES = (
+    128 * 2**20
+)  # rows travel through the storage; the store only carries arguments and results
+
+
+def available_cpus(resources: ResourceSpec) -> int:
+    """CPUs the job may use on this machine."""
+    return resources.num_cpus or len(os.sched_getaffinity(0))
+
+
+def quiet_environment() -> None:
+    """Settings Ray reads when it starts: a token of this run's own, no telemetry, no prompts."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+@contextmanager
+def session(resources: ResourceSpec) -> Iterator[int]:
+    """Connect to Ray, yield the CPUs a member may use, and leave it as it was found."""
+    import ray
+
+    num_cpus = available_cpus(resources)
+    cpus_per_member = resources.cpus_per_member or max(1, num_cpus // SIDE_BY_SIDE)
+    if ray.is_initialized():
+        yield cpus_per_member
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        quiet_environment()
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield cpus_per_member
+    finally:
+        ray.shutdown()

@@ -1,0 +1,286 @@
+"""The report's figures: which lines, marks and captions a result and its predictions make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from ray_jobs.predictions import Predictions
+from ray_jobs.reporting import charts, curves
+from ray_jobs.reporting.charts import Axis, Dot, Line, Mark
+from ray_jobs.reporting.curves import Floats, Ranking
+from ray_jobs.reporting.scores import (
+    MISSING,
+    count,
+    interval,
+    metric_label,
+    number,
+    percent,
+)
+from ray_jobs.result import JobResult, MemberResult, MetricValue
+
+ENSEMBLE = "s-ensemble"
+_NUM_COLOURS = 6
+_NUM_BINS = 10
+_CHANCE = "chance"
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    name: str
+    swatch: Markup
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    charts: list[Markup]
+    legend: list[LegendEntry]
+    caption: str
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A CSS class for each member; past the palette's end, the same colours dashed."""
+    return {
+        name: f"s-{index % _NUM_COLOURS}" + (" dashed" if index >= _NUM_COLOURS else "")
+        for index, name in enumerate(names)
+    }
+
+
+def ranking_figures(result: JobResult, test: Predictions) -> list[Figure]:
+    """ROC and precision-recall curves of the members and the ensemble; none if test has one class only."""
+    css = colours(member.name for member in result.members)
+    ranked = {name: curves.rank(test.y, test.members[name]) for name in css if name in test.members}
+    ensemble = curves.rank(test.y, test.ensemble)
+    drawn = [(css[name], ranking) for name, ranking in ranked.items() if ranking]
+    drawn += [(ENSEMBLE, ensemble)] if ensemble else []
+    if not drawn:
+        return []
+
+    auc = {member.name: member.metrics.get("test", {}).get("auc") for member in result.members}
+    entries = [(ENSEMBLE, "Ensemble", result.metrics.get("test", {}).get("auc"), ensemble)]
+    entries += [(css[name], name, auc[name], ranking) for name, ranking in ranked.items()]
+    roc_legend, precision_legend = [], []
+    for style, name, area, ranking in entries:
+        average_precision = ranking.average_precision if ranking else None
+        swatch = charts.swatch(style)
+        roc_legend.append(LegendEntry(name, swatch, number(area.value if area else None)))
+        precision_legend.append(LegendEntry(name, swatch, number(average_precision)))
+
+    threshold = result.ensemble.threshold if result.ensemble else None
+    hints = _hints(ensemble, threshold) if ensemble else []
+    operating = next((hint.text for hint in hints if hint.css == "operating"), "")
+    ring = f" The ring is the operating point. {operating}." if operating else ""
+    base_rate = float(np.mean(test.y == 1))
+    roc = charts.line_chart(
+        [
+            Line(style, np.r_[0.0, r.false_positive_rate], np.r_[0.0, r.recall])
+            for style, r in drawn
+        ],
+        label=f"ROC curves on the test split. {operating}",
+        x_axis=Axis.unit("False positive rate"),
+        y_axis=Axis.unit("Recall (true positive rate)"),
+        references=[Line(_CHANCE, np.array([0.0, 1.0]), np.array([0.0, 1.0]))],
+        dots=_dots(hints, ensemble.false_positive_rate, ensemble.recall) if ensemble else [],
+    )
+    precision = charts.line_chart(
+        [Line(style, r.recall, r.precision) for style, r in drawn],
+        label=f"Precision-recall curves on the test split. {operating}",
+        x_axis=Axis.unit("Recall"),
+        y_axis=Axis.unit("Precision"),
+        references=[Line(_CHANCE, np.array([0.0, 1.0]), np.full(2, base_rate))],
+        dots=_dots(hints, ensemble.recall, ensemble.precision) if ensemble else [],
+    )
+    return [
+        Figure("ROC", [roc], roc_legend, f"AUC on test. Dotted: chance.{ring}"),
+        Figure(
+            "Precision and recall",
+            [precision],
+            precision_legend,
+            f"Average precision on test. Dotted: chance, as {number(base_rate)} of the rows are "
+            "positive.",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class _Hint:
+    """A point of the ensemble's curves to mark, or to hover over."""
+
+    css: str
+    index: int
+    text: str
+
+
+def _hints(ranking: Ranking, operating: float | None) -> list[_Hint]:
+    points = [("hover", float(threshold)) for threshold in np.linspace(0.05, 0.95, 19)]
+    points += [("operating", operating)] if operating is not None else []
+    hints = []
+    for css, threshold in points:
+        index = ranking.last_above(threshold)
+        if index is not None:
+            text = (
+                f"Threshold {number(threshold)}: recall {number(ranking.recall[index])}, precision "
+                f"{number(ranking.precision[index])}, false positive rate "
+                f"{number(ranking.false_positive_rate[index])}"
+            )
+            hints.append(_Hint(css, index, text))
+    return hints
+
+
+def _dots(hints: Sequence[_Hint], x: Floats, y: Floats) -> list[Dot]:
+    return [Dot(hint.css, float(x[hint.index]), float(y[hint.index]), hint.text) for hint in hints]
+
+
+def calibration_figure(result: JobResult, test: Predictions) -> Figure | None:
+    """Reliability diagram of the ensemble on test, over the histogram of its probabilities."""
+    bins = curves.reliability(test.y, test.ensemble, num_bins=_NUM_BINS)
+    if bins is None:
+        return None
+    titles = [
+        f"Probability {index / _NUM_BINS:.1f}–{(index + 1) / _NUM_BINS:.1f}: {count(int(num))} rows, "
+        f"{count(int(positive))} positive ({percent(positive, num)})"
+        for index, (num, positive) in enumerate(zip(bins.num_rows, bins.num_positive, strict=True))
+    ]
+    filled = np.flatnonzero(bins.num_rows)
+    ece = result.metrics.get("test", {}).get("ece")
+    diagram = charts.line_chart(
+        [Line(ENSEMBLE, bins.mean_probability[filled], bins.frequency[filled])],
+        label=f"Reliability diagram of the ensemble on the test split, {len(filled)} filled bins",
+        x_axis=Axis.unit("Predicted probability (mean of the bin)"),
+        y_axis=Axis.unit("Share of positives"),
+        references=[Line(_CHANCE, np.array([0.0, 1.0]), np.array([0.0, 1.0]))],
+        dots=[
+            Dot(
+                f"point {ENSEMBLE}",
+                float(bins.mean_probability[index]),
+                float(bins.frequency[index]),
+                titles[index],
+            )
+            for index in filled
+        ],
+    )
+    counts = charts.histogram(
+        bins.num_rows.tolist(),
+        titles,
+        label="Histogram of the ensemble's probabilities on the test split",
+        x_axis=Axis.unit("Predicted probability"),
+    )
+    method = result.ensemble.calibration if result.ensemble else MISSING
+    caption = (
+        f"{_NUM_BINS} bins of equal width. On the dotted line, probabilities mean what they say. "
+        f"ECE {number(ece.value if ece else None)} ({interval(ece)}); calibration: {method}."
+    )
+    return Figure("Calibration", [diagram, counts], [], caption)
+
+
+def threshold_figure(result: JobResult, test: Predictions) -> Figure | None:
+    """Precision, recall and F1 of the ensemble on test, by where the threshold is set."""
+    ranking = curves.rank(test.y, test.ensemble)
+    if ranking is None:
+        return None
+    f1 = 2 / (1 / ranking.recall + 1 / ranking.precision)
+    x = ranking.thresholds
+    styles = {"F1": ENSEMBLE, "Precision": "s-ink", "Recall": "s-ink train"}
+    values = {"F1": f1, "Precision": ranking.precision, "Recall": ranking.recall}
+    threshold = result.ensemble.threshold if result.ensemble else None
+    index = ranking.last_above(threshold) if threshold is not None else None
+    dots = []
+    if threshold is not None and index is not None:
+        text = f"Threshold {number(threshold)}: F1 {number(float(f1[index]))}"
+        dots.append(Dot("operating", threshold, float(f1[index]), text))
+    chart = charts.line_chart(
+        [Line(styles[name], x, values[name]) for name in ("Precision", "Recall", "F1")],
+        label="Precision, recall and F1 of the ensemble on the test split by threshold",
+        x_axis=Axis.unit("Threshold"),
+        y_axis=Axis.unit("Score"),
+        dots=dots,
+        height=250,
+    )
+    legend = [LegendEntry(name, charts.swatch(style)) for name, style in styles.items()]
+    caption = "What another threshold would do on test. The ring is the one chosen on validation."
+    return Figure("Precision and recall by threshold", [chart], legend, caption)
+
+
+def learning_figures(
+    result: JobResult, histories: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[Figure]:
+    """Loss and objective by epoch, for each member that has a history."""
+    css = colours(member.name for member in result.members)
+    metric = result.objective.metric
+    figures = []
+    for member in result.members:
+        history = histories.get(member.name) or []
+        epoch = _column(history, "epoch")
+        if not np.isfinite(epoch).any():
+            continue
+        style = css[member.name]
+        losses = [
+            Line(f"{style} train", epoch, _column(history, "train_loss")),
+            Line(style, epoch, _column(history, "val_loss")),
+        ]
+        scores = [Line(style, epoch, _column(history, metric))]
+        figures.append(
+            Figure(
+                member.name,
+                [
+                    _by_epoch(member, losses, "Loss", f"Loss of {member.name} by epoch"),
+                    _by_epoch(
+                        member,
+                        scores,
+                        f"{metric_label(metric)} on validation",
+                        f"{metric_label(metric)} of {member.name} on validation by epoch",
+                    ),
+                ],
+                [
+                    LegendEntry("validation", charts.swatch(style)),
+                    LegendEntry("train", charts.swatch(f"{style} train")),
+                ],
+                f"Best epoch {count(member.best_epoch)}, of {count(member.num_epochs)}.",
+            )
+        )
+    return figures
+
+
+def _by_epoch(member: MemberResult, lines: Sequence[Line], name: str, label: str) -> Markup:
+    shown = lines[-1]
+    dots = []
+    for x, y in zip(shown.x, shown.y, strict=True):
+        if x == member.best_epoch and np.isfinite(y):
+            text = f"Epoch {member.best_epoch}, the best: {number(float(y))}"
+            dots.append(Dot(f"point {shown.css}", float(x), float(y), text))
+    return charts.line_chart(
+        lines,
+        label=label,
+        x_axis=Axis.whole("Epoch", lines[0].x),
+        y_axis=Axis.around(name, np.concatenate([line.y for line in lines])),
+        dots=dots,
+        height=230,
+    )
+
+
+def _column(history: Sequence[Mapping[str, Any]], key: str) -> Floats:
+    """One value an epoch, NaN where it is missing or not a number. Shape [E]."""
+    values = [entry.get(key) for entry in history]
+    return np.array([v if isinstance(v, int | float) else np.nan for v in values], dtype=float)
+
+
+def score_mark(value: MetricValue, css: str, name: str) -> Mark:
+    text = f"{name}: {number(value.value)} ({interval(value)})"
+    return Mark(css, value.value, value.low, value.high, text)
+
+
+def axis_of_scores(scores: Iterable[MetricValue], others: Iterable[float] = ()) -> Axis:
+    """An axis that holds all the values, their intervals, and the others."""
+    values = [
+        edge
+        for score in scores
+        for edge in (score.low, score.value, score.high)
+        if edge is not None
+    ]
+    return Axis.around("", [*values, *others])

@@ -1,0 +1,122 @@
+"""How numbers are written in a report, and what a metric is called and measured against."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from ray_jobs.result import JobResult, MetricValue
+
+MISSING = "—"
+
+_LABELS = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "auc": "AUC",
+    "log_loss": "Log-loss",
+    "ece": "ECE",
+}
+_MEANINGS = {
+    "accuracy": "share of rows answered rightly",
+    "f1": "harmonic mean of precision and recall",
+    "precision": "share of alarms that are true",
+    "recall": "share of positives that are found",
+    "auc": "chance that a positive is ranked above a negative",
+    "log_loss": "surprise of the probabilities, in nats",
+    "ece": "distance of probabilities from frequencies",
+}
+_COSTS = ("log_loss", "ece")  # lower is better
+
+
+def metric_label(metric: str) -> str:
+    return _LABELS.get(metric, metric)
+
+
+def metric_meaning(metric: str) -> str:
+    return _MEANINGS.get(metric, "")
+
+
+def in_order(metrics: set[str]) -> list[str]:
+    """The metrics in their usual order; those of other workloads follow by name."""
+    known = [metric for metric in _LABELS if metric in metrics]
+    return known + sorted(metrics - set(known))
+
+
+def sign(metric: str, result: JobResult) -> int:
+    """+1 where more is better, -1 where less is."""
+    if metric == result.objective.metric:
+        return 1 if result.objective.mode == "max" else -1
+    return -1 if metric in _COSTS else 1
+
+
+def no_skill(metric: str, result: JobResult) -> float | None:
+    """What an answer that never looks at the features can score on the test split; None if unknown.
+
+    Accuracy: the commoner class. F1: always positive. AUC: a coin. Log-loss: the base rate for every row.
+    """
+    test = result.data.splits.get("test") if result.data else None
+    if test is None or not 0 < test.num_positive < test.num_rows:
+        return None
+    positive = test.num_positive / test.num_rows
+    entropy = -positive * math.log(positive) - (1 - positive) * math.log(1 - positive)
+    scores = {
+        "accuracy": max(positive, 1 - positive),
+        "f1": 2 * positive / (1 + positive),
+        "auc": 0.5,
+        "log_loss": entropy,
+    }
+    return scores.get(metric)
+
+
+def landmarks(metric: str, result: JobResult) -> dict[str, float]:
+    """Scores to measure a test score against, as far as they are known."""
+    ceiling = result.data.ceiling.get("test", {}).get(metric) if result.data else None
+    known = {"No skill": no_skill(metric, result), "Ceiling": ceiling}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def interval(value: MetricValue | None) -> str:
+    """`0.840–0.900`, or a dash where there is no interval."""
+    if value is None or value.low is None or value.high is None:
+        return MISSING
+    return f"{number(value.low)}–{number(value.high)}"
+
+
+def count(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else MISSING
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `1 h 02 min`."""
+    if seconds is None:
+        return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(value: datetime | None) -> str:
+    return MISSING if value is None else value.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+
+
+def plural(num: int, noun: str) -> str:
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"

@@ -1,0 +1,220 @@
+"""Storage: one root URI (`./runs`, `s3://bucket/prefix`) behind which all runs, datasets and models
+live.
+
+Paths given to a Storage are relative to its root, with `/`. Small files are written whole and
+atomically: a reader sees the old content or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING
+
+from ray_jobs.errors import PreflightError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def resolve_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
+    """A pyarrow filesystem and the path within it, for a local path or a URI.
+
+    S3 endpoints and credentials come from the standard AWS variables (`AWS_ENDPOINT_URL`,
+    `AWS_PROFILE`, ...).
+
+    Raises:
+        PreflightError: the URI's scheme is unknown, or its bucket cannot be reached.
+    """
+    from pyarrow import ArrowInvalid
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    text = os.fspath(uri)
+    if "://" not in text:
+        return LocalFileSystem(), str(Path(text).expanduser().absolute())
+    try:
+        if text.startswith("s3://"):
+            return _s3(text)
+        return FileSystem.from_uri(text)
+    except (ArrowInvalid, OSError) as error:
+        raise PreflightError(f"{text}: cannot be opened: {_brief(error)}") from None
+
+
+def _s3(uri: str) -> tuple[FileSystem, str]:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    # from_uri() would look the bucket's region up on amazonaws.com even for a private endpoint.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    filesystem = S3FileSystem(
+        endpoint_override=endpoint,
+        region=region or ("us-east-1" if endpoint else None),
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=4),
+    )
+    return filesystem, uri.removeprefix("s3://").rstrip("/")
+
+
+def _brief(error: BaseException) -> str:
+    """The first sentence of a library's message: Arrow's S3 errors run to a paragraph."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+class Storage:
+    """Files under one root URI."""
+
+    def __init__(self, uri: str | os.PathLike[str]):
+        self.filesystem, self._root = resolve_filesystem(uri)
+        self.is_local = self.filesystem.type_name == "local"
+        # A local root is made absolute: other processes may have another working directory.
+        self.uri = self._root if self.is_local else os.fspath(uri).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Storage({self.uri!r})"
+
+    def full(self, path: str) -> str:
+        """The path within `filesystem` of a path relative to the root."""
+        return str(PurePosixPath(self._root, path)) if path else self._root
+
+    def local(self, path: str = "") -> Path:
+        """The path as a local one. Only for a local storage."""
+        assert self.is_local, f"{self.uri} is not local"
+        return Path(self.full(path))
+
+    def display(self, path: str) -> str:
+        """What to print to a user for a path: a local path or a full URI."""
+        return self.full(path) if self.is_local else f"{self.uri}/{path}"
+
+    def check_writable(self) -> None:
+        """Write and delete a small file.
+
+        Raises:
+            PreflightError: the root cannot be written.
+        """
+        probe = f".write-check-{uuid.uuid4().hex}"
+        try:
+            self.write_bytes(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise PreflightError(
+                f"storage {self.uri!r} cannot be written ({_brief(error)}). "
+                "Set `storage` (or --storage) to a folder or s3:// URI that you may write to."
+            ) from None
+
+    def exists(self, path: str) -> bool:
+        from pyarrow.fs import FileType
+
+        return self.filesystem.get_file_info(self.full(path)).type != FileType.NotFound
+
+    def read_bytes(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(self.full(path)) as stream:
+            return stream.read()
+
+    def read_text(self, path: str) -> str:
+        return self.read_bytes(path).decode("utf-8")
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Write a whole file, atomically."""
+        with self.open_output(path) as stream:
+            stream.write(content)
+
+    def write_text(self, path: str, content: str) -> None:
+        self.write_bytes(path, content.encode("utf-8"))
+
+    @contextmanager
+    def open_output(self, path: str) -> Iterator[IO[bytes]]:
+        """A binary stream that becomes the file when it closes without an error."""
+        target = self.full(path)
+        if not self.is_local:  # an S3 object appears when its upload completes
+            with self.filesystem.open_output_stream(target) as stream:
+                yield stream
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    def append_line(self, path: str, line: str) -> None:
+        """Append one line in a single write, so that several processes may share the file. Only
+        for a local storage."""
+        target = self.local(path)
+        descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode("utf-8") + b"\n")
+        finally:
+            os.close(descriptor)
+
+    def list(self, path: str = "", *, recursive: bool = False) -> list[str]:
+        """Paths under a folder, sorted, relative to the root. A folder that does not exist has
+        none."""
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
+        prefix = self._root.rstrip("/") + "/"
+        return sorted(
+            info.path.removeprefix(prefix) for info in self.filesystem.get_file_info(selector)
+        )
+
+    def delete(self, path: str) -> None:
+        self.filesystem.delete_file(self.full(path))
+
+    def delete_folder(self, path: str) -> None:
+        if self.exists(path):
+            self.filesystem.delete_dir(self.full(path))
+
+    def make_folder(self, path: str) -> None:
+        self.filesystem.create_dir(self.full(path), recursive=True)
+
+    def publish_folder(self, source: Path, path: str) -> None:
+        """Copy a local folder to `path`, replacing what stands there. Locally the swap is a
+        rename."""
+        if self.is_local:
+            target = self.local(path)
+            staging = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+            shutil.copytree(source, staging)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(staging, target)
+            return
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        self.delete_folder(path)
+        copy_files(
+            str(source),
+            self.full(path),
+            source_filesystem=LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )
+
+    @contextmanager
+    def local_folder(self, path: str) -> Iterator[Path]:
+        """A local folder that holds what `path` holds: itself if local, else a copy that is
+        deleted afterwards."""
+        if self.is_local:
+            yield self.local(path)
+            return
+        import tempfile
+
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        with tempfile.TemporaryDirectory(prefix="emberline-") as folder:
+            copy_files(
+                self.full(path),
+                folder,
+                source_filesystem=self.filesystem,
+                destination_filesystem=LocalFileSystem(),
+            )
+            yield Path(folder)

@@ -1,0 +1,270 @@
+"""MLflow runs: a parent for the job, a child a member with its curves and files, one registered
+model version.
+
+Everything is logged when it is known, at the end of the job: a tracking server that is slow or down
+costs no training.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.bundle import write_bundle
+from ray_jobs.ensemble import read_ensemble
+from ray_jobs.errors import RetryableError
+from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
+from ray_jobs.run import REPORT, Run
+from ray_jobs.train import read_history
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+RUN_ID_TAG = "emberline.run_id"
+ALIAS = "challenger"
+_MODEL_CODE = Path(__file__).with_name("model_code.py")
+
+
+def tracking_uri(run: Run) -> str:
+    """MLFLOW_TRACKING_URI, or sqlite under the storage root (under ./runs if that is an object
+    store)."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    root = run.storage.local() if run.storage.is_local else Path("runs").absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{root / 'mlflow.db'}"
+
+
+def log_run(run: Run, result: JobResult) -> RegisteredModel:
+    """Log a finished evaluation; a repeated call finds what the first one registered.
+
+    Raises:
+        RetryableError: MLflow cannot be reached or refuses.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(run)
+    mlflow.set_tracking_uri(uri)
+    try:
+        client = mlflow.MlflowClient(uri)
+        model_name = run.spec.tracking.model_name or run.spec.workload
+        earlier = client.search_model_versions(
+            f"name = '{model_name}' and tags.`{RUN_ID_TAG}` = '{run.run_id}'"
+        )
+        if earlier:
+            return _registered(model_name, earlier[0])
+        experiment_id = _experiment(client, run)
+        parent_id = _create_run(client, experiment_id, run.run_id, run, result.started_at, {})
+        _log_parent(client, parent_id, run, result)
+        for member in result.members:
+            _log_member(client, experiment_id, parent_id, run, member)
+        version = _log_model(client, parent_id, model_name, run, result)
+        client.set_terminated(parent_id)
+        return version
+    except MlflowException as error:
+        raise RetryableError(
+            f"MLflow at {uri} did not take the run: {str(error).splitlines()[0]}. "
+            "Everything is trained and stored; the same command with the same --run-id goes on "
+            "from here."
+        ) from error
+
+
+def _experiment(client: MlflowClient, run: Run) -> str:
+    name = run.spec.tracking.experiment or run.spec.workload
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    location = None  # a server has a place of its own for artifacts
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        place = run.storage.local("mlartifacts").as_uri() if run.storage.is_local else None
+        location = f"{place or run.storage.uri + '/mlartifacts'}/{name}"
+    return client.create_experiment(name, artifact_location=location)
+
+
+def _create_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    run: Run,
+    started_at: datetime | None,
+    tags: dict[str, str],
+) -> str:
+    start_time = int(started_at.timestamp() * 1000) if started_at else None
+    tags = {RUN_ID_TAG: run.run_id, "emberline.workload": run.spec.workload, **tags}
+    created = client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=name)
+    return created.info.run_id
+
+
+def _log_parent(client: MlflowClient, run_id: str, run: Run, result: JobResult) -> None:
+    ensemble, data = result.ensemble, result.data
+    assert ensemble is not None, "only evaluated runs are logged"
+    assert data is not None, "only evaluated runs are logged"
+    params = {
+        "seed": result.seed,
+        "objective": f"{result.objective.metric} ({result.objective.mode})",
+        "ensemble.strategy": ensemble.strategy,
+        "ensemble.calibration": ensemble.calibration,
+        "ensemble.threshold": ensemble.threshold,
+        "data.source": data.source,
+        "data.digest": data.digest,
+    }
+    weights = {f"weight.{name}": weight for name, weight in ensemble.weights.items()}
+    _log_batch(client, run_id, params, _points(result.metrics) | weights)
+    for name in ("spec.yaml", REPORT, "artifacts/ensemble.json", "artifacts/evaluation.json"):
+        if run.storage.is_local:
+            client.log_artifact(run_id, str(run.storage.local(run.path(name))))
+        else:
+            client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
+
+
+def _log_member(
+    client: MlflowClient, experiment_id: str, parent_id: str, run: Run, member: MemberResult
+) -> None:
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    tags = {MLFLOW_PARENT_RUN_ID: parent_id, "emberline.family": member.family}
+    if member.reason:
+        tags["emberline.reason"] = member.reason
+    run_id = _create_run(client, experiment_id, member.name, run, member.started_at, tags)
+    params = run.spec.members[member.name].model_dump(mode="json")
+    curves = _curves(read_history(run, member.name), member.started_at)
+    _log_batch(client, run_id, params, _points(member.metrics), curves)
+    if member.status == "SUCCEEDED":
+        with run.storage.local_folder(run.path("checkpoints", member.name)) as folder:
+            client.log_artifacts(run_id, str(folder), "checkpoint")
+    end_time = None
+    if member.started_at and member.seconds is not None:
+        end_time = int((member.started_at.timestamp() + member.seconds) * 1000)
+    status = "FINISHED" if member.status == "SUCCEEDED" else "FAILED"
+    client.set_terminated(run_id, status, end_time)
+
+
+def _log_model(
+    client: MlflowClient, run_id: str, model_name: str, run: Run, result: JobResult
+) -> RegisteredModel:
+    """Log the bundle as a pyfunc made of code and plain files, register it, and move the alias
+    to it."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    assert result.data is not None, "only evaluated runs are logged"
+    features = result.data.features
+    with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        ensemble = read_ensemble(run)
+        write_bundle(run, folder, features=features, ensemble=ensemble, members=result.members)
+        signature = ModelSignature(
+            inputs=Schema([ColSpec("double", name) for name in features]),
+            outputs=Schema([ColSpec("double", "probability"), ColSpec("boolean", "decision")]),
+            params=ParamSchema([ParamSpec("as_history", "boolean", False)]),
+        )
+        example = pd.DataFrame(_example(run, result), columns=features).astype(float)
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(_MODEL_CODE),
+                artifacts={"bundle": str(folder)},
+                code_paths=[str(Path(__file__).parents[1])],
+                signature=signature,
+                input_example=example,
+                pip_requirements=_requirements(result),
+                registered_model_name=model_name,
+            )
+    version = client.get_model_version(model_name, str(info.registered_model_version))
+    tags = {
+        RUN_ID_TAG: run.run_id,
+        "emberline.data_digest": result.data.digest,
+        "emberline.test_digest": result.data.splits["test"].digest,
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(model_name, version.version, key, value)
+    client.set_registered_model_alias(model_name, ALIAS, version.version)
+    return _registered(model_name, version)
+
+
+def _example(run: Run, result: JobResult) -> Any:
+    """A few validation rows: what a caller of the model would send."""
+    from ray_jobs.data.prepare import load_rows
+
+    assert result.data is not None, "only evaluated runs are logged"
+    return load_rows(run.storage, result.data, "val").x[:3]
+
+
+def _requirements(result: JobResult) -> list[str]:
+    from importlib.metadata import version
+
+    needed = (
+        "scikit-learn",
+        "torch",
+        "numpy",
+        "scipy",
+        "skops",
+        "safetensors",
+        "pyarrow",
+        "pydantic",
+        "pyyaml",
+    )
+    return [f"{package}=={version(package).partition('+')[0]}" for package in needed]
+
+
+def _registered(name: str, version: Any) -> RegisteredModel:
+    return RegisteredModel(
+        name=name,
+        version=int(version.version),
+        uri=f"models:/{name}/{version.version}",
+        mlflow_run_id=version.run_id,
+    )
+
+
+def _points(metrics: dict[str, Metrics]) -> dict[str, float]:
+    """`val.f1`, `val.f1.low`, ...: only what is known."""
+    points = {}
+    for split, values in metrics.items():
+        for name, metric in values.items():
+            points[f"{split}.{name}"] = metric.value
+            if metric.low is not None and metric.high is not None:
+                points[f"{split}.{name}.low"] = metric.low
+                points[f"{split}.{name}.high"] = metric.high
+    return points
+
+
+def _curves(history: list[dict[str, Any]], started_at: datetime | None) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    clock = started_at.timestamp() if started_at else 0.0
+    curves = []
+    for entry in history:
+        clock += entry.get("seconds", 0.0)
+        for name, value in entry.items():
+            if name not in ("epoch", "seconds") and isinstance(value, int | float):
+                curves.append(Metric(f"epoch.{name}", value, int(clock * 1000), entry["epoch"]))
+    return curves
+
+
+def _log_batch(
+    client: MlflowClient,
+    run_id: str,
+    params: dict[str, Any],
+    points: dict[str, float],
+    curves: list[Metric] = [],  # noqa: B006
+) -> None:
+    import time
+
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, value, now, 0) for name, value in points.items()] + curves
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    for start in range(0, len(metrics), 1000):  # MLflow's limit for one batch
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
