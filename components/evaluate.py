@@ -10,13 +10,12 @@ def evaluate(
     run: str,
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.ClassificationMetrics],
-    report: dsl.Output[dsl.HTML],
 ) -> str:
-    """Score the ensemble on test and write the report; returns the run's URI."""
+    """Score the ensemble on test; returns the run's URI."""
     from ray_jobs.evaluate import TEST, evaluate
     from ray_jobs.predictions import Predictions
     from ray_jobs.reporting.curves import confusion, rank
-    from ray_jobs.run import REPORT, Run
+    from ray_jobs.run import Run
 
     this = Run.at(run)
     result = evaluate(this)
@@ -35,6 +34,4 @@ def evaluate(
     labels = [f"no {result.data.label}", result.data.label]
     if matrix is not None:
         curves.log_confusion_matrix(labels, [list(row) for row in matrix])
-    with open(report.path, "wb") as file:
-        file.write(this.storage.read_bytes(this.path(REPORT)))
     return run

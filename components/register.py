@@ -1,4 +1,4 @@
-"""Tell MLflow what was trained."""
+"""Tell MLflow what was trained, and write the report."""
 
 from kfp import dsl
 
@@ -6,13 +6,16 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def register(run: str, model: dsl.Output[dsl.Model]) -> str:
-    """Log the run, register the model and finish the result; returns the model's URI, or nothing
-    if untracked."""
+def register(run: str, model: dsl.Output[dsl.Model], report: dsl.Output[dsl.HTML]) -> str:
+    """Log the run, register the model and finish the result; returns the model's URI, "" if it is
+    not tracked."""
     from ray_jobs.register import register
-    from ray_jobs.run import Run
+    from ray_jobs.run import REPORT, Run
 
-    registered = register(Run.at(run)).model
+    this = Run.at(run)
+    registered = register(this).model
+    with open(report.path, "wb") as file:
+        file.write(this.storage.read_bytes(this.path(REPORT)))
     if registered is None:
         return ""
     model.uri = registered.uri

@@ -6,12 +6,16 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def train_member(run: str, name: str, metrics: dsl.Output[dsl.Metrics]) -> str:
-    """Fit one member as a Ray task; returns its status. A member that fails does not fail the
-    step."""
+def train_member(member: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Fit one member as a Ray task; returns its status. A failed member does not fail the step.
+
+    Args:
+        member: URI of the member's folder in its run.
+    """
     from ray_jobs.run import Run
     from ray_jobs.train import train_members
 
+    run, _, name = member.rsplit("/", 2)
     (result,) = train_members(Run.at(run), [name])
     metrics.log_metric("status", result.status)
     for key, metric in result.metrics.get("val", {}).items():

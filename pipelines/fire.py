@@ -1,7 +1,5 @@
 """The fire pipeline: prepare -> train each member -> ensemble -> evaluate -> register."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kfp import dsl
@@ -14,21 +12,21 @@ from components.train_member import train_member
 
 
 def pipeline(parallelism: int | None = None) -> Any:
-    """The pipeline, with parameters `spec` (YAML), `run_id` and `members` (names).
+    """The pipeline, with parameters `spec` (a resolved job description, YAML) and `run_id`.
 
     Args:
         parallelism: members that train at the same time; default: as many as the backend allows.
     """
 
-    @dsl.pipeline(
-        name="fire", description="An ensemble that finds fires in thermal and gas readings."
-    )
-    def fire(spec: str, run_id: str, members: list) -> None:
+    @dsl.pipeline(name="fire", description="An ensemble that finds fires in sensor readings.")
+    def fire(spec: str, run_id: str) -> None:
         prepared = prepare(spec=spec, run_id=run_id)
-        with dsl.ParallelFor(items=members, parallelism=parallelism) as name:
-            trained = train_member(run=prepared.outputs["Output"], name=name)
+        # Within a loop, kfp.local (2.17) puts the item in place of any other step's output: so
+        # an item is the member's whole URI, and the loop needs nothing else.
+        with dsl.ParallelFor(items=prepared.outputs["Output"], parallelism=parallelism) as member:
+            trained = train_member(member=member)
         combined = ensemble(
-            run=prepared.outputs["Output"], statuses=dsl.Collected(trained.outputs["Output"])
+            run=prepared.outputs["run"], statuses=dsl.Collected(trained.outputs["Output"])
         )
         evaluated = evaluate(run=combined.outputs["Output"])
         register(run=evaluated.outputs["Output"])

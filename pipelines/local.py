@@ -20,7 +20,9 @@ from tempfile import TemporaryDirectory
 from ray_jobs.lifecycle import failure_of
 from ray_jobs.run import RESULT, Run
 
+LOG = "artifacts/pipeline.log"
 _STOP_TIMEOUT_S = 10.0
+
 _POLL_INTERVAL_S = 0.2
 
 
@@ -53,9 +55,9 @@ def run(run: Run, on_poll: Callable[[], None]) -> None:
                 on_poll()
             finally:
                 _stop(child)
-                run.storage.write_bytes(run.path("artifacts/pipeline.log"), log.read_bytes())
+                run.storage.write_bytes(run.path(LOG), log.read_bytes())
     if child.returncode != 0 or not run.storage.exists(run.path(RESULT)):
-        raise failure_of(run)
+        raise failure_of(run, LOG)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -75,7 +77,8 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     os.killpg(0, signal.SIGTERM)
 
 
@@ -99,7 +102,7 @@ def main(run_uri: str) -> None:
         with TemporaryDirectory(prefix="emberline-kfp-") as root:
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
             pipeline(None if this.spec.parallel else 1)(
-                spec=this.spec.to_yaml(), run_id=this.run_id, members=list(this.spec.members)
+                spec=this.spec.to_yaml(), run_id=this.run_id
             )
 
 

@@ -25,10 +25,9 @@ VAL, TEST = "artifacts/predictions-val.parquet", "artifacts/predictions-test.par
 
 
 def evaluate(run: Run) -> JobResult:
-    """Score test, render the report, and leave the result, still RUNNING, for the last step to
-    finish.
+    """Score test, and leave the result, still RUNNING, for the last step to finish.
 
-    The test predictions are stored with the first reading; a repeated step scores those again.
+    The test predictions are stored with the first reading; a repeated step scores those.
     """
     from ray_jobs.predictions import Predictions
 
@@ -62,7 +61,6 @@ def evaluate(run: Run) -> JobResult:
             started_at=events[0]["time"] if events else datetime.now(UTC),
         )
         run.storage.write_text(run.path(_FILE), result.to_json())
-        render(run, result)
     return result
 
 

@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from ray_jobs.run import RESULT, Run
 from ray_jobs.versions import versions
 
 _POLL_INTERVAL_S = 0.5
+_ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Failed)\b.*)$", re.MULTILINE)
 
 
 def carry_out(
@@ -87,14 +89,14 @@ def _unfinished(run: Run, status: Status, reason: str) -> JobResult:
     )
 
 
-def failure_of(run: Run) -> EmberlineError:
+def failure_of(run: Run, log: str) -> EmberlineError:
     """The error that ended a run whose steps were other processes, from what they left in the
-    journal."""
+    journal, or else in their `log`."""
     for event in reversed(read_events(run.storage, run.folder)):
         if event["event"] == "step_ended" and "failure" in event:
             error = JobFailed(event["failure"])
             error.exit_code = event["exit_code"]
             return error
-    return JobFailed(
-        "a step ended without saying why; see artifacts/pipeline.log in the run's folder"
-    )
+    errors = _ERROR_LINE.findall(run.storage.read_text(run.path(log)))
+    first = f": {errors[0]}" if errors else ""  # those after it only pass it on
+    return JobFailed(f"the pipeline ended early{first} (see {run.storage.display(run.path(log))})")

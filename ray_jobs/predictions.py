@@ -1,5 +1,4 @@
-"""Predictions: what the ensemble and its members said about every row of a split, as one Parquet
-file."""
+"""Predictions: what the ensemble and its members said of every row of a split, as one file."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class Predictions:
     """P(label = 1) of every row of one split. Shape [N] throughout, in one row order.
 
     Raises:
-        ValueError: the arrays differ in length.
+        ValueError: the arrays differ in length, or hold what is no label or no probability.
     """
 
     row_id: NDArray[np.int64]
@@ -41,6 +40,11 @@ class Predictions:
         lengths = {name: len(column) for name, column in self._columns().items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"the columns of predictions differ in length: {lengths}")
+        if not ((self.y == 0) | (self.y == 1)).all():
+            raise ValueError("column 'label' must hold 0 and 1 only")
+        for name, scores in {"ensemble": self.ensemble, **self.members}.items():
+            if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails both
+                raise ValueError(f"the probabilities of {name!r} must be between 0 and 1")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -56,8 +60,7 @@ class Predictions:
         }
 
     def write(self, storage: Storage, path: str) -> None:
-        """Write as Parquet: columns row_id, label, group, ensemble and one `member.<name>` a
-        member."""
+        """Write as Parquet: columns row_id, label, group, ensemble, `member.<name>` for each."""
         columns = {
             name: pa.array(values, type=_TYPES.get(name, pa.float64()))
             for name, values in self._columns().items()
@@ -70,23 +73,25 @@ class Predictions:
         """Read back what `write` wrote.
 
         Raises:
-            DataError: the file is not Parquet, lacks a column, or holds one of another type.
+            DataError: the file is not Parquet, lacks a column, or holds one of another type or
+                with values that are no labels or probabilities.
         """
-        where = storage.display(path)
+        content = pa.BufferReader(storage.read_bytes(path))
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
-        except pa.ArrowInvalid:
+            return cls._parse(pq.read_table(content))
+        except (ValueError, OSError) as error:  # what pyarrow raises for malformed files, too
             raise DataError(
-                f"{where}: is not a Parquet file. Delete it and evaluate the run again."
+                f"{storage.display(path)}: these are not predictions ({error}). "
+                "Delete the file and evaluate the run again."
             ) from None
+
+    @classmethod
+    def _parse(cls, table: pa.Table) -> Self:
         members = [name for name in table.column_names if name.startswith(_MEMBER_PREFIX)]
         for name, dtype in {**_TYPES, **dict.fromkeys(members, pa.float64())}.items():
             found = table.schema.field(name).type if name in table.column_names else "missing"
             if found != dtype:
-                raise DataError(
-                    f"{where}: column {name!r} should be {dtype}, but is {found}. "
-                    "Delete the file and evaluate the run again."
-                )
+                raise ValueError(f"column {name!r} should be {dtype}, but is {found}")
         return cls(
             row_id=table["row_id"].to_numpy(),
             y=table["label"].to_numpy(),

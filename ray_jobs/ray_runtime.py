@@ -36,6 +36,9 @@ def quiet_environment() -> None:
 @contextmanager
 def session(resources: ResourceSpec) -> Iterator[int]:
     """Connect to Ray, yield the CPUs a member may use, and leave it as it was found."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        quiet_environment()  # before the import, which reads it
     import ray
 
     num_cpus = available_cpus(resources)
@@ -43,11 +46,9 @@ def session(resources: ResourceSpec) -> Iterator[int]:
     if ray.is_initialized():
         yield cpus_per_member
         return
-    address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        quiet_environment()
         ray.init(
             address="local",
             num_cpus=num_cpus,

@@ -1,18 +1,18 @@
-"""The registration job: tell MLflow what was trained, and finish the result."""
+"""The registration job: tell MLflow what was trained, write the report, and finish the result."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 from ray_jobs.errors import JobFailed
-from ray_jobs.evaluate import read_evaluation
+from ray_jobs.evaluate import read_evaluation, render
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 
 
 def register(run: Run) -> JobResult:
-    """Log runs and the model to MLflow (unless `tracking.enabled` is false), then write the
-    SUCCEEDED result.
+    """Log the run and its model to MLflow, unless `tracking.enabled` is false; then write
+    report.html and, last, the SUCCEEDED result.
 
     Raises:
         JobFailed: the run has not been evaluated.
@@ -26,9 +26,12 @@ def register(run: Run) -> JobResult:
                 f"run {run.run_id!r} has not been evaluated; run its evaluate step first"
             )
         if run.spec.tracking.enabled:
-            from ray_jobs.tracking.runs import log_run
+            from ray_jobs.tracking.runs import log_report, log_run
 
             result = result.model_copy(update={"model": log_run(run, result)})
         finished = result.model_copy(update={"status": "SUCCEEDED", "ended_at": datetime.now(UTC)})
+        render(run, finished)
+        if finished.model is not None:
+            log_report(run, finished.model)
         run.write_result(finished)
     return finished

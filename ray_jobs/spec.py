@@ -142,7 +142,8 @@ class JobSpec(_Section):
             raise ValueError(f"metric {objective.metric!r} is not one of {', '.join(METRICS)}")
         if objective.mode != METRICS[objective.metric]:
             raise ValueError(
-                f"{objective.metric} is better {METRICS[objective.metric]}, not {objective.mode}"
+                f"the mode of {objective.metric} is {METRICS[objective.metric]!r}, "
+                f"not {objective.mode!r}"
             )
         return objective
 

@@ -24,7 +24,7 @@ from ray_jobs.models.base import FitContext
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, JobResult, MemberResult, parse_member_result
 from ray_jobs.run import Run
-from ray_jobs.spec import load_spec
+from ray_jobs.spec import JobSpec, load_spec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESULT, HISTORY, VAL_PREDICTIONS = "result.json", "history.json", "val-predictions.npy"
+
+
+def longest_first(spec: JobSpec, data: DataSummary) -> list[str]:
+    """The members, those that take longest first: no long fit is left to run alone at the end."""
+    num_train, num_val = data.splits["train"].num_rows, data.splits["val"].num_rows
+
+    def seconds(name: str) -> float:
+        return spec.members[name].estimate_seconds(num_train, num_val)
+
+    return sorted(spec.members, key=seconds, reverse=True)
 
 
 def train_members(run: Run, names: Sequence[str]) -> list[MemberResult]:
@@ -224,8 +234,8 @@ def run_job(run: Run) -> JobResult:
     from ray_jobs.register import register
 
     def work() -> None:
-        prepare(run)
-        train_members(run, list(run.spec.members))
+        data = prepare(run)
+        train_members(run, longest_first(run.spec, data))
         build(run)
         evaluate(run)
         register(run)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as t
 from numpy.typing import NDArray
 
 from ray_jobs.data.table import Table, nearest
@@ -16,9 +17,6 @@ from ray_jobs.errors import DataError
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _MAX_SHOWN = 5
-NONFINITE_FIX = (
-    "Fix the file, or set data.nonfinite to drop (leave such rows out) or impute (fill in train's median)"
-)
 
 
 def require(table: Table, name: str, key: str) -> pa.ChunkedArray:
@@ -41,7 +39,7 @@ def labels(table: Table, name: str | None) -> NDArray[np.int8]:
     """The label column as 0 and 1, shape [N].
 
     Raises:
-        DataError: none is named, cells are missing, it has other values than two that mean 0 and 1, or one class only.
+        DataError: none is named, cells are missing, values are not 0 and 1, or one class only.
     """
     if name is None:
         binary = [name for name in table.columns.column_names if _is_binary(table.columns[name])]
@@ -54,43 +52,43 @@ def labels(table: Table, name: str | None) -> NDArray[np.int8]:
     refuse_missing(table, column, name, "label")
     if not _is_binary(column):
         values = pc.unique(column).to_pylist()
-        shown = ", ".join(map(repr, sorted(values, key=repr)[:_MAX_SHOWN]))
+        shown = ", ".join(map(repr, values[:_MAX_SHOWN]))
         raise DataError(
-            f"{table.files[0].name}: the label column {name!r} must hold 0 and 1 (or false and true), but "
-            f"holds {shown}{', ...' * (len(values) > _MAX_SHOWN)}. Recode it, or set data.label_column to "
-            f"another column"
+            f"{table.files[0].name}: the label column {name!r} must hold 0 and 1 (or false and "
+            f"true), but holds {shown}{', ...' * (len(values) > _MAX_SHOWN)}. Recode it, or set "
+            "data.label_column to another column"
         )
     y = pc.cast(column, pa.int8(), safe=False).to_numpy()
     if len(np.unique(y)) < 2:
         raise DataError(
-            f"{table.files[0].name}: the label column {name!r} holds only {y[0]}: one class cannot be "
-            "learned. Add rows of the other class, or set data.label_column to another column"
+            f"{table.files[0].name}: the label column {name!r} holds only {y[0]}: one class "
+            "cannot be learned. Add rows of the other, or set data.label_column to another column"
         )
     return y
 
 
-def codes(table: Table, name: str, key: str) -> tuple[NDArray[np.int64], list[str]]:
-    """A group column as codes 0, 1, ... in order of appearance, shape [N], and the value behind each code."""
-    column = require(table, name, key)
+def codes(table: Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """A group column as codes 0, 1, ... by first appearance, shape [N], and each code's value."""
+    column = require(table, name, "data.group_column")
     refuse_missing(table, column, name, "group")
-    encoded = pc.dictionary_encode(column.combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int64), [str(v) for v in encoded.dictionary.to_pylist()]
+    encoded = column.combine_chunks().dictionary_encode()
+    names = [str(value) for value in encoded.dictionary.to_pylist()]
+    return encoded.indices.to_numpy().astype(np.int64), names
 
 
 def times(table: Table, name: str) -> NDArray[np.int64] | NDArray[np.float64]:
     """A time column as numbers that can be compared, shape [N].
 
     Raises:
-        DataError: a time is missing, or the column is neither a number nor an ISO 8601 date and time.
+        DataError: a time is missing, or the column holds neither numbers nor ISO 8601 times.
     """
     column = require(table, name, "data.time_column")
     refuse_missing(table, column, name, "time")
     if not is_clock_type(column.type):
         raise DataError(
-            f"{table.place(0)}: the time column {name!r} holds {column[0].as_py()!r}, which is neither a "
-            "number nor a date and time like 2024-05-31 12:00:00. Rewrite it, or leave data.time_column out"
+            f"{table.place(0)}: the time column {name!r} holds {column[0].as_py()!r}, which is "
+            "neither a number nor a date and time like 2024-05-31 12:00:00. Rewrite it, or leave "
+            "data.time_column out"
         )
     return clock_values(column)
 
@@ -105,7 +103,7 @@ def row_ids(table: Table, name: str | None) -> NDArray[np.int64]:
         return np.arange(table.columns.num_rows)
     column = require(table, name, "data.id_column")
     refuse_missing(table, column, name, "id")
-    if pa.types.is_integer(column.type):
+    if t.is_integer(column.type):
         ids = column.to_numpy().astype(np.int64)
     else:
         texts = (str(value).encode() for value in column.to_pylist())
@@ -178,15 +176,15 @@ def require_numeric(table: Table, name: str) -> None:
 
 def is_clock_type(kind: pa.DataType) -> bool:
     """Whether a column of this type may tell the time."""
-    return (pa.types.is_temporal(kind) or _is_number(kind)) and not pa.types.is_boolean(kind)
+    return (t.is_temporal(kind) or _is_number(kind)) and not t.is_boolean(kind)
 
 
 def clock_values(column: pa.ChunkedArray) -> NDArray[np.int64] | NDArray[np.float64]:
-    """A column of numbers or of dates and times as int64, or as float64 with NaN where it is empty. Shape [N]."""
-    if pa.types.is_temporal(column.type):
+    """Numbers, or dates and times, as int64, or as float64 with NaN where empty. Shape [N]."""
+    if t.is_temporal(column.type):
         width = pa.int32() if column.type.bit_width == 32 else pa.int64()
         column = column.cast(width).cast(pa.int64())
-    if pa.types.is_integer(column.type) and not column.null_count:
+    if t.is_integer(column.type) and not column.null_count:
         return column.to_numpy().astype(np.int64)
     return _as_float(column, pa.float64())
 
@@ -197,7 +195,7 @@ def is_constant(column: pa.ChunkedArray) -> bool:
 
 
 def matrix(table: Table, names: Sequence[str]) -> NDArray[np.float32]:
-    """The named columns as 32-bit floats; cells that are empty or beyond their range become NaN or inf. [N, F]."""
+    """Columns as 32-bit floats, shape [N, F]; NaN where empty, infinite beyond their range."""
     x = np.empty((table.columns.num_rows, len(names)), np.float32)
     for j, name in enumerate(names):
         x[:, j] = _as_float(table.columns.column(name), pa.float32())
@@ -213,50 +211,50 @@ def refuse_nonfinite(table: Table, x: NDArray[np.float32], names: Sequence[str])
     name = names[int(np.argmax(bad[row]))]
     cell = table.columns.column(name)[row].as_py()
     raise DataError(
-        f"{table.place(row)}: column {name!r} is {'empty' if cell is None else cell}; in all "
-        f"{int(bad.sum())} cells of {int(bad.any(axis=0).sum())} columns are empty, NaN or infinite. "
-        f"{NONFINITE_FIX}"
+        f"{table.place(row)}: column {name!r} is {'empty' if cell is None else cell}; such cells "
+        f"(empty, NaN or infinite) in all: {int(bad.sum())}, in {int(bad.any(axis=0).sum())} of "
+        f"{len(names)} columns. Mend them, or set data.nonfinite to drop (leave such rows out) or "
+        "impute (fill in train's median)"
     )
 
 
 def _is_binary(column: pa.ChunkedArray) -> bool:
     """Whether a column holds nothing but 0 and 1, or booleans."""
-    if pa.types.is_boolean(column.type):
+    if t.is_boolean(column.type):
         return True
     if not _is_number(column.type):
         return False
-    return set(pc.unique(column.drop_null()).to_pylist()) <= {0, 1}
+    return bool(pc.all(pc.or_(pc.equal(column, 0), pc.equal(column, 1)), min_count=0).as_py())
 
 
 def _as_float(column: pa.ChunkedArray, kind: pa.DataType) -> NDArray[Any]:
     """Numbers, or numbers written as text, as floats; NaN where a cell is empty. Shape [N]."""
     if _is_text(column.type):
         column = pc.utf8_trim_whitespace(column)
-    if pa.types.is_decimal(column.type):
+    if t.is_decimal(column.type):
         column = column.cast(pa.float64())
     return pc.cast(column, kind, safe=False).to_numpy()
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return (
-        types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
-    )
+    tests = (t.is_integer, t.is_floating, t.is_boolean, t.is_decimal)
+    return any(test(kind) for test in tests)
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
 
 
 def _first_text(column: pa.ChunkedArray) -> tuple[int, float]:
-    """The first row whose text is no number, and the share of such rows."""
+    """The first row whose text is no number, and the share of such cells among those not empty."""
     is_text = pc.fill_null(pc.invert(pc.match_substring_regex(column, _NUMBER)), False).to_numpy()
-    return int(np.argmax(is_text)), float(is_text.mean())
+    return int(np.argmax(is_text)), float(is_text.sum() / (len(column) - column.null_count))
 
 
 def _refuse_text(table: Table, name: str, row: int) -> None:
     text = table.columns.column(name)[row].as_py()
     raise DataError(
-        f"{table.place(row)}: column {name!r} holds numbers, but {text!r} there. Correct the cell (leave it "
-        "empty if the value is unknown), or name the columns to learn from in data.feature_columns"
+        f"{table.place(row)}: column {name!r} holds numbers, but {text!r} there. Correct the cell "
+        "(leave it empty if the value is unknown), or name the columns to learn from in "
+        "data.feature_columns"
     )

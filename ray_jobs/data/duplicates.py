@@ -1,10 +1,10 @@
-"""Rows that stand in the data more than once, exactly or but for one or two columns, and what must stay together.
+"""Rows that stand in the data more than once, exactly or but for one or two columns.
 
-Every row is reduced to a 64-bit key: the wrap-around sum of one hash a column. Leaving columns out of the comparison
-is then a subtraction, and rows with equal keys are equal rows (64 bits: one chance in 10^7 of a single false match
-among a million rows). Of large tables only the rows with the smallest keys are compared: equal rows are in that
-sample together or not at all, so it finds repeats in their true proportion (A. Broder, "On the resemblance and
-containment of documents", SEQUENCES 1997).
+Every row is reduced to a 64-bit key: the wrap-around sum of one hash a column. Leaving columns out
+of the comparison is then a subtraction, and rows with equal keys are equal rows (one chance in 10^7
+of a single false match among a million rows). Of large tables only the rows with the smallest keys
+are compared: equal rows are in that sample together or not at all, so it finds repeats in their
+true proportion (A. Broder, "On the resemblance and containment of documents", SEQUENCES 1997).
 
 Shapes: N rows, F columns, G groups.
 """
@@ -26,14 +26,14 @@ MIN_COLUMNS_LEFT = 3  # fewer columns do not identify a row
 GROUP_OVERLAP = 0.5  # of a group's rows that repeat another group's: the same recording
 MIN_GROUP_ROWS = 10  # repeated rows; fewer prove nothing about two groups
 MIN_ROW_SHARE = 0.01  # of ungrouped rows that repeat another in all but the columns left out
-MIN_DISTINCT_SHARE = 0.5  # of keys among ungrouped rows: else the columns left do not identify a row
+MIN_DISTINCT_SHARE = 0.5  # of the keys of ungrouped rows: else they do not identify a row
 
 Keys = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """What was found, and each row's independent group: groups of one code must stay in one split."""
+    """What was found, and each row's independent group: rows of one code must stay in one split."""
 
     independent: NDArray[np.int64]  # [N]
     report: DuplicateReport
@@ -43,8 +43,8 @@ class Repeats:
 def find_repeats(rows: Rows, name_group: Callable[[int], str] | None) -> Repeats:
     """Find repeated rows and repeated groups of rows.
 
-    Groups that repeat at least half of each other's rows are merged. Without groups, rows that repeat each other
-    form one.
+    Groups that repeat at least half of each other's rows are merged. Without groups, rows that
+    repeat each other form one.
 
     Args:
         rows: any order; NaN equals NaN.
@@ -75,7 +75,7 @@ def find_repeats(rows: Rows, name_group: Callable[[int], str] | None) -> Repeats
 
 
 def count_across_splits(x: NDArray[np.float32], split: NDArray[np.int8]) -> int:
-    """How many rows of val and test stand in train too, by all their features. `split` is 0 for train, shape [N]."""
+    """How many rows of val and test equal one of train. `split` is 0 for train, shape [N]."""
     keys = row_keys(x)
     return int(np.isin(keys[split != 0], keys[split == 0]).sum())
 
@@ -89,7 +89,7 @@ def row_keys(x: NDArray[np.float32]) -> Keys:
 
 
 def _column_hash(x: NDArray[np.float32], j: int) -> Keys:
-    """The finaliser of SplitMix64 over a column's bits (Steele, Lea & Flood, OOPSLA 2014). Shape [N]."""
+    """The finaliser of SplitMix64 over a column's bits (Steele et al., OOPSLA 2014). Shape [N]."""
     column = x[:, j] + np.float32(0)  # -0 equals 0
     column[np.isnan(column)] = np.nan  # and there is one NaN
     z = column.view(np.uint32) + np.uint64(((j + 1) * 0x9E3779B97F4A7C15) % (1 << 64))
@@ -108,20 +108,20 @@ def _without(keys: Keys, x: NDArray[np.float32], left_out: Sequence[int]) -> Key
 def _limits(num_rows: int, num_columns: int) -> Iterator[str]:
     if num_columns > MAX_PAIR_COLUMNS:
         yield (
-            f"near duplicates: with {num_columns} columns only one at a time was left out of the comparison, "
-            "not two"
+            f"near duplicates: with {num_columns} columns only one at a time was left out of the "
+            "comparison, not two"
         )
     if num_rows > MAX_COMPARED:
         yield (
-            f"near duplicates: about {MAX_COMPARED:,} of {num_rows:,} rows were compared for each choice "
-            "of columns"
+            f"near duplicates: about {MAX_COMPARED:,} of {num_rows:,} rows were compared for each "
+            "choice of columns"
         )
 
 
 def _compared(
     keys: Keys, x: NDArray[np.float32]
 ) -> Iterator[tuple[tuple[int, ...], Keys, NDArray[np.bool_]]]:
-    """Leave out no column, each one, each two: the columns, the keys compared, and whose they are [N]."""
+    """Leave out no column, each one, each two: which, the keys compared, and whose they are [N]."""
     num_columns = x.shape[1]
     most = min(2 if num_columns <= MAX_PAIR_COLUMNS else 1, num_columns - MIN_COLUMNS_LEFT)
     share = MAX_COMPARED / len(keys)
@@ -145,7 +145,7 @@ def _compared(
 def _merge_groups(
     x: NDArray[np.float32], keys: Keys, group: NDArray[np.int64], num_groups: int
 ) -> tuple[NDArray[np.int64], list[int]]:
-    """The first of each group's merged groups, shape [G], and the columns that had to be left out to see it."""
+    """The first of the groups each is merged with, shape [G], and columns left out to see it."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -169,9 +169,7 @@ def _merge_groups(
     return root, sorted(left_out)
 
 
-def _repeating_groups(
-    keys: Keys, group: NDArray[np.int64], num_groups: int
-) -> NDArray[np.int64]:
+def _repeating_groups(keys: Keys, group: NDArray[np.int64], num_groups: int) -> NDArray[np.int64]:
     """Pairs of groups of which one repeats at least half of the other's rows, shape [pairs, 2].
 
     Only keys that a group has once count: a key it has often (a sensor at rest) identifies nothing.
@@ -189,7 +187,7 @@ def _repeating_groups(
 
 
 def _merge_rows(x: NDArray[np.float32], keys: Keys) -> tuple[NDArray[np.int64], list[int]]:
-    """A code for each set of rows that repeat each other, shape [N], and the columns in which they may differ."""
+    """A code for each set of rows that repeat each other, shape [N], and the columns left out."""
     best: tuple[int, ...] = ()
     best_share = 0.0
     for columns, sample, _ in _compared(keys, x):

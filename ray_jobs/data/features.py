@@ -1,11 +1,14 @@
 """The 18 features of the fire workload, from thermal frames and CO2 readings.
 
-Simulated and real readings take the same way: `extract_features` wants what a radiometric camera (a FLIR Lepton 3.x,
-binned 5x5 to 24 x 32 pixels) and an NDIR CO2 sensor (a Sensirion SCD41) deliver, one pair every five seconds. Every
-feature looks back at most `LOOKBACK` readings, so a buffer of `LOOKBACK + 1` of them reproduces a row.
+Simulated and real readings take the same way: `extract_features` wants what a radiometric camera (a
+FLIR Lepton 3.x, binned 5x5 to 24 x 32 pixels) and an NDIR CO2 sensor (a Sensirion SCD41) deliver,
+one pair every five seconds. Every feature looks back at most `LOOKBACK` readings, so a buffer of
+`LOOKBACK + 1` of them reproduces a row.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +28,7 @@ FEATURES = (
     "t_diff_std",  # degC, its spread over the frame
     "flow_mag_mean",  # pixels/reading, mean length of the optical flow since the last reading
     "flow_mag_std",  # pixels/reading, its spread over the frame
-    "tproxy_val",  # degC, mean of the hottest quarter of the frame: the scene's warm side, steadier than t_max
+    "tproxy_val",  # degC, mean of the frame's hottest quarter: steadier than t_max
     "tproxy_delta",  # degC, its change over the last minute
     "tproxy_vel",  # degC/reading, its slope over the last half minute
     "gas_val",  # ppm, CO2
@@ -48,26 +51,31 @@ Series = NDArray[np.float32]  # [T]
 def extract_features(frames_c: Frames, co2_ppm: Series) -> NDArray[np.float32]:
     """The features of a run of readings, each from its own reading and earlier ones alone.
 
-    A missing reading (a frame with a non-finite pixel, a non-finite CO2 value) is replaced by the last one before it,
-    as a device driver does.
+    A missing reading (a frame with a non-finite pixel, a non-finite CO2 value) is replaced by the
+    last one before it, as a device driver does.
 
     Args:
         frames_c: degC, [T, 24, 32] (other sizes work), one frame every `INTERVAL_S`, in time order.
         co2_ppm: ppm, [T], read together with the frames.
 
     Returns:
-        [T, 18] in the order of `FEATURES`. Deltas, slopes, differences and flow of the first reading are 0; a history
-        shorter than a minute is used as far as it goes.
+        [T, 18] in the order of `FEATURES`. Deltas, slopes, differences and flow of the first
+        reading are 0; a history shorter than a minute is used as far as it goes.
 
     Raises:
-        DataError: the shapes do not fit, or the first reading is missing, so that there is nothing to hold.
+        DataError: the shapes do not fit, or the first reading is missing: there is nothing to hold.
     """
     frames = np.asarray(frames_c, dtype=np.float32)
     co2 = np.asarray(co2_ppm, dtype=np.float32)
-    if frames.ndim != 3 or co2.shape != frames.shape[:1] or min(frames.shape) < 1:
+    if frames.ndim != 3 or co2.shape != frames.shape[:1] or not len(co2):
         raise DataError(
-            f"thermal frames of shape {frames.shape} and CO2 readings of shape {co2.shape} do not fit: "
-            "give [T, height, width] and [T], one of each per reading"
+            f"thermal frames of shape {frames.shape} and CO2 readings of shape {co2.shape} do not "
+            "fit: give [T, height, width] and [T], one of each per reading"
+        )
+    if min(frames.shape[1:]) < FLOW_WINDOW:
+        raise DataError(
+            f"thermal frames of {frames.shape[1]} x {frames.shape[2]} pixels are too small: "
+            f"optical flow needs {FLOW_WINDOW} x {FLOW_WINDOW}"
         )
     frames, co2 = hold_last(frames, "thermal frame"), hold_last(co2, "CO2 reading")
     ordered = np.sort(frames.reshape(len(frames), -1), axis=1)
@@ -94,7 +102,8 @@ def hold_last(readings: NDArray[np.float32], what: str) -> NDArray[np.float32]:
     Raises:
         DataError: the first reading is missing.
     """
-    present = np.isfinite(readings).reshape(len(readings), -1).all(axis=1)
+    flat = readings.reshape(len(readings), -1)
+    present = np.logical_and.reduce(np.isfinite(flat), axis=1)
     if present.all():
         return readings
     if not present[0]:
@@ -106,26 +115,29 @@ def hold_last(readings: NDArray[np.float32], what: str) -> NDArray[np.float32]:
 
 
 def flow_magnitude(frames_c: Frames) -> Frames:
-    """Length of the optical flow from each frame's predecessor, pixels/reading, [T, H, W]; the first is 0.
+    """Length of the optical flow since the frame before, pixels/reading, [T, H - 4, W - 4].
 
-    Lucas & Kanade, "An iterative image registration technique" (IJCAI 1981), one step in a square window. Where the
-    structure tensor's smaller eigenvalue shows no texture the flow is 0 (Shi & Tomasi, CVPR 1994). One step cannot see
-    farther than its window: longer flow is cut to `FLOW_WINDOW`.
+    The first is 0. Lucas & Kanade, "An iterative image registration technique" (IJCAI 1981): one
+    step, in a square window around each pixel whose window lies in the frame. Where the structure
+    tensor's smaller eigenvalue shows no texture the flow is 0 (Shi & Tomasi, CVPR 1994). One step
+    cannot see farther than its window: longer flow is cut to `FLOW_WINDOW`.
     """
-    flow = np.zeros_like(frames_c)
-    if len(frames_c) < 2 or min(frames_c.shape[1:]) < 2:
-        return flow
-    gy, gx = _gradients((frames_c[1:] + frames_c[:-1]) / 2)
+    gy, gx = _gradients((frames_c[1:] + frames_c[:-1]) * np.float32(0.5))
     gt = frames_c[1:] - frames_c[:-1]
     xx, xy, yy, xt, yt = (
-        _box_mean(product) for product in (gx * gx, gx * gy, gy * gy, gx * gt, gy * gt)
+        _window_mean(product) for product in (gx * gx, gx * gy, gy * gy, gx * gt, gy * gt)
     )
     determinant = xx * yy - xy * xy
     half_trace = (xx + yy) / 2
     smaller_eigenvalue = half_trace - np.sqrt(np.maximum(half_trace**2 - determinant, 0))
-    textured = smaller_eigenvalue > FLOW_MIN_EIGENVALUE
-    length = np.hypot(yy * xt - xy * yt, xx * yt - xy * xt)
-    np.divide(length, determinant, out=flow[1:], where=textured)
+    across, down = xy * yt - yy * xt, xy * xt - xx * yt  # times the determinant
+    flow = np.zeros((len(frames_c), *xx.shape[1:]), dtype=np.float32)
+    np.divide(
+        np.sqrt(across * across + down * down),
+        determinant,
+        out=flow[1:],
+        where=smaller_eigenvalue > FLOW_MIN_EIGENVALUE,
+    )
     return np.minimum(flow, FLOW_WINDOW, out=flow)
 
 
@@ -148,7 +160,7 @@ def _hot_areas(frames: Frames, threshold_c: NDArray[np.float64]) -> tuple[Series
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     largest = sizes[labels].reshape(len(frames), -1).max(axis=1)
-    to_pct = 100 / hot[0].size
+    to_pct = 100 / frames[0].size
     return (
         (hot.sum(axis=(1, 2)) * to_pct).astype(np.float32),
         (largest * to_pct).astype(np.float32),
@@ -156,11 +168,8 @@ def _hot_areas(frames: Frames, threshold_c: NDArray[np.float64]) -> tuple[Series
 
 
 def _gradients(frames: Frames) -> tuple[Frames, Frames]:
-    """Central differences down and across, degC/pixel. A side of one pixel has no gradient."""
-    return tuple(  # type: ignore[return-value]
-        np.gradient(frames, axis=axis) if frames.shape[axis] > 1 else np.zeros_like(frames)
-        for axis in (1, 2)
-    )
+    """Central differences down and across, degC/pixel."""
+    return np.gradient(frames, axis=1), np.gradient(frames, axis=2)
 
 
 def _gradient_magnitude(frames: Frames) -> Frames:
@@ -174,10 +183,13 @@ def _since_last(frames: Frames) -> Frames:
     return change
 
 
-def _box_mean(images: Frames) -> Frames:
-    from scipy import ndimage
-
-    return ndimage.uniform_filter(images, size=(0, FLOW_WINDOW, FLOW_WINDOW), mode="nearest")
+def _window_mean(images: Frames) -> Frames:
+    """Mean of every `FLOW_WINDOW` x `FLOW_WINDOW` window within the images, [T, H - 4, W - 4]."""
+    height, width = (size - FLOW_WINDOW + 1 for size in images.shape[1:])
+    shifts = range(FLOW_WINDOW)
+    rows = functools.reduce(np.add, (images[:, shift : shift + height] for shift in shifts))
+    total = functools.reduce(np.add, (rows[:, :, shift : shift + width] for shift in shifts))
+    return total / np.float32(FLOW_WINDOW**2)
 
 
 def _mean_and_std(images: Frames) -> tuple[Series, Series]:
@@ -186,12 +198,13 @@ def _mean_and_std(images: Frames) -> tuple[Series, Series]:
 
 
 def _trend(series: Series) -> tuple[Series, Series, Series]:
-    """A series, its change over `LOOKBACK` readings and its least-squares slope over `SLOPE_READINGS`."""
+    """A series, its change over `LOOKBACK` readings, its slope over `SLOPE_READINGS`."""
     earlier = series[np.maximum(np.arange(len(series)) - LOOKBACK, 0)]
     return series, series - earlier, _slope(series)
 
 
 def _slope(series: Series) -> Series:
+    """Least-squares slope per reading; a shorter history is used as far as it goes."""
     padded = np.r_[np.full(SLOPE_READINGS - 1, np.nan), series.astype(np.float64)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, SLOPE_READINGS)  # [T, readings]
     known = np.isfinite(windows)

@@ -1,12 +1,13 @@
-"""From a data spec to a prepared dataset on the storage: read or simulate, split, look for leaks, write."""
+"""From a data spec to a prepared dataset: read or simulate, split, look for leaks, write."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +22,17 @@ from ray_jobs.data.prepared import (
     read_shards,
     read_summary,
     shard_paths,
+    shard_roles,
     write_splits,
     write_summary,
 )
 from ray_jobs.data.readings import Readings, read_readings
 from ray_jobs.data.shards import Roles, shard_path, write_shard
 from ray_jobs.data.splits import assign_splits
-from ray_jobs.data.table import DataFile, content_digest, find_files
+from ray_jobs.data.table import DataFile, content_digest, find_files, nearest
 from ray_jobs.errors import DataError
 from ray_jobs.result import ColumnLeak, DataSummary, LeakageReport, SplitSummary
-from ray_jobs.spec import DataSpec
+from ray_jobs.spec import DataSpec, SplitShares
 from ray_jobs.storage import Storage
 
 __all__ = ["load_rows", "load_splits", "prepare"]
@@ -40,8 +42,8 @@ FEW_GROUPS = 10  # fewer independent groups make an interval over rows too narro
 FEW_CLASS_ROWS = 30  # fewer rows of a class in a split make its scores a guess
 SHARE_TOLERANCE = 0.05  # how far a split's share may lie off the one asked for without a word
 _MODULES = (
-    "columns", "dataset", "duplicates", "leakage", "prepare", "prepared", "readings", "sessions", "shards",
-    "splits", "table",
+    "columns", "dataset", "duplicates", "leakage", "prepare", "prepared", "readings", "sessions",
+    "shards", "splits", "table",
 )  # fmt: skip
 
 
@@ -56,8 +58,9 @@ def prepare(
 ) -> DataSummary:
     """Make the dataset that a spec asks for, or find it made already.
 
-    The folder's name is a digest of all that decides its content. An attempt that was broken off lacks the summary
-    and is written over, file by file; two processes may do that at once, for they write the same.
+    The folder's name is a digest of all that decides its content. An attempt that was broken off
+    lacks the summary and is written over, file by file; two processes may do that at once, for they
+    write the same.
 
     Args:
         data: where the rows come from and how they are split.
@@ -89,13 +92,17 @@ def prepare(
 
 def _key(data: DataSpec, seed: int, files: Sequence[DataFile]) -> str:
     """Digest of everything that decides the rows and their splits."""
-    from ray_jobs.data.simulator import generator_digest
+    if files:
+        content = content_digest(files)
+    else:
+        from ray_jobs.data.simulator import generator_digest
 
+        content = generator_digest()
     code = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _MODULES)
     parts = {
         "data": data.model_dump(mode="json"),
         "seed": seed,
-        "content": content_digest(files) if files else generator_digest(),
+        "content": content,
         "code": hashlib.sha256(code).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -112,7 +119,8 @@ def _simulate(
     """Simulated readings and the shards they stand in."""
     from ray_jobs.data.simulator import generate_shards
 
-    assert data.generator is not None and data.samples is not None
+    assert data.generator is not None
+    assert data.samples is not None
     shards = generate_shards(
         storage,
         folder,
@@ -122,6 +130,197 @@ def _simulate(
         num_workers=num_workers,
         progress=lambda done, total: emit("progress", done=done, total=total, unit="rows"),
     )
-    roles, every = ..., np.ones(count_rows(storage, shards), bool)
-    rows = read_shards(storage, shards, {"all": every})["all"]
-    return Readings(), shards
+    roles = shard_roles(storage, shards[0])
+    every = np.ones(count_rows(storage, shards), bool)
+    readings = Readings(
+        rows=read_shards(storage, shards, {"all": every})["all"],
+        label=roles.label,
+        grouped_by=f"column {roles.group!r}" if roles.group else None,
+        name_group=str if roles.group else None,
+    )
+    return readings, shards
+
+
+def _split_and_write(
+    readings: Readings,
+    shards: Sequence[str] | None,
+    data: DataSpec,
+    seed: int,
+    storage: Storage,
+    folder: str,
+    emit: Callable[..., None],
+) -> DataSummary:
+    """Split the rows, look for leaks, and write what is not written yet; the summary last."""
+    rows = readings.rows
+    if data.shuffle_labels:
+        shuffled = np.random.default_rng(seed).permutation(rows.y)
+        rows = replace(rows, y=shuffled, true_probability=None)
+    repeats = find_repeats(rows, readings.name_group)
+    split = assign_splits(
+        rows.y, repeats.independent, data.split, seed=seed, grouped_by=readings.grouped_by
+    )
+    num_imputed = _impute(rows, split == SPLITS.index("train"))
+    parts = {name: rows.take(split == i) for i, name in enumerate(SPLITS)}
+    leaks = _find_leaks(parts, data, seed)
+    if shards is None:
+        shards = _write_rows(storage, folder, readings, emit)
+    for stray in set(shard_paths(storage, folder)) - set(shards):
+        storage.delete(stray)
+    write_splits(storage, folder, rows.row_id, split, rows.y if data.shuffle_labels else None)
+    summary = DataSummary(
+        source=f"table:{data.path}" if data.path else f"simulator:{data.generator}",
+        path=folder,
+        digest=_digest(rows, split),
+        features=list(rows.features),
+        label=readings.label,
+        splits={
+            name: SplitSummary(
+                num_rows=len(part),
+                num_groups=len(np.unique(repeats.independent[split == i])),
+                num_positive=int(part.y.sum()),
+                digest=part.digest(),
+            )
+            for i, (name, part) in enumerate(parts.items())
+        },
+        grouped_by=readings.grouped_by,
+        num_dropped=readings.num_dropped,
+        num_imputed=num_imputed,
+        leakage=LeakageReport(
+            duplicates=repeats.report.model_copy(
+                update={"num_across_splits": count_across_splits(rows.x, split)}
+            ),
+            columns=leaks,
+            excluded_columns=readings.excluded,
+            notes=[*readings.notes, *repeats.notes],
+        ),
+        ceiling=_ceiling(parts),
+    )
+    summary = summary.model_copy(
+        update={"warnings": [*readings.warnings, *_doubts(summary, data.split)]}
+    )
+    write_summary(storage, summary)
+    return summary
+
+
+def _find_leaks(parts: Mapping[str, Rows], data: DataSpec, seed: int) -> list[ColumnLeak]:
+    features = parts["train"].features
+    for name in data.allow_leaks:
+        if name not in features:
+            raise DataError(
+                f"data.allow_leaks names {name!r}, which is no feature; there is "
+                f"{', '.join(features)}{nearest(name, features)}"
+            )
+    leaks = find_leaks(parts["train"], parts["val"], allowed=data.allow_leaks, seed=seed)
+    refuse_leaks(leaks)
+    return leaks
+
+
+def _impute(rows: Rows, is_train: NDArray[np.bool_]) -> int:
+    """Fill NaN cells in place with the median of train's known ones; returns how many."""
+    is_missing = np.isnan(rows.x)
+    for j in np.flatnonzero(is_missing.any(axis=0)):
+        known = rows.x[is_train & ~is_missing[:, j], j]
+        if not len(known):
+            raise DataError(
+                f"column {rows.features[j]!r} has no known value in train to impute from. "
+                "Leave it out of data.feature_columns"
+            )
+        rows.x[is_missing[:, j], j] = np.median(known)
+    return int(is_missing.sum())
+
+
+def _write_rows(
+    storage: Storage, folder: str, readings: Readings, emit: Callable[..., None]
+) -> list[str]:
+    """Write shards that the `table` source reads with no option given; returns their paths."""
+    rows = readings.rows
+    taken = {readings.label, *rows.features}
+    id_name, group_name, probability_name = (
+        _free_name(name, taken) for name in ("row_id", "group", "true_probability")
+    )
+    has_probability = rows.true_probability is not None
+    roles = Roles(
+        label=readings.label,
+        features=rows.features,
+        group=group_name if readings.name_group else None,
+        id=id_name,
+        true_probability=probability_name if has_probability else None,
+    )
+    shards = []
+    for index, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
+        part = rows.take(slice(start, start + ROWS_PER_SHARD))
+        columns: dict[str, NDArray[Any]] = dict(zip(rows.features, part.x.T, strict=True))
+        columns |= {readings.label: part.y, id_name: part.row_id}
+        if roles.group:
+            columns[roles.group] = part.group
+        if part.true_probability is not None:
+            columns[probability_name] = part.true_probability
+        shards.append(shard_path(folder, index))
+        write_shard(storage, shards[-1], columns, roles)
+        emit("progress", done=start + len(part), total=len(rows), unit="rows")
+    return shards
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"_{name}"
+    return name
+
+
+def _digest(rows: Rows, split: NDArray[np.int8]) -> str:
+    """sha256 of ids, features, labels and splits of all rows."""
+    digest = hashlib.sha256(json.dumps(rows.features).encode())
+    for values, kind in ((rows.row_id, "<i8"), (rows.x, "<f4"), (rows.y, "i1"), (split, "i1")):
+        digest.update(np.ascontiguousarray(values, dtype=kind).data)
+    return digest.hexdigest()
+
+
+def _ceiling(parts: Mapping[str, Rows]) -> dict[str, dict[str, float]]:
+    """Beaten by luck alone: the AUC of the true probability, where the generator knows it."""
+    from sklearn.metrics import roc_auc_score
+
+    return {
+        name: {"auc": float(roc_auc_score(part.y, part.true_probability))}
+        for name, part in parts.items()
+        if name != "train" and part.true_probability is not None
+    }
+
+
+def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
+    """What a reader of the scores should know about the splits."""
+    splits = summary.splits
+    num_rows = sum(split.num_rows for split in splits.values())
+    num_groups = sum(split.num_groups for split in splits.values())
+    merged = summary.leakage.duplicates.merged_groups
+    if merged:
+        sets = "; ".join(" = ".join(names) for names in merged[:5])
+        columns = ", ".join(map(repr, summary.leakage.duplicates.differing_columns))
+        yield (
+            f"groups that repeat each other{f' in all but {columns}' if columns else ''} are kept "
+            f"in one split: {sets}{f' and {len(merged) - 5} more' if len(merged) > 5 else ''}"
+        )
+    if summary.leakage.duplicates.num_across_splits:
+        yield (
+            f"{summary.leakage.duplicates.num_across_splits} rows of val and test equal a row of "
+            "train in every feature"
+        )
+    if num_groups < FEW_GROUPS:
+        yield (
+            f"only {num_groups} independent groups ({summary.grouped_by}), "
+            f"{splits['test'].num_groups} of them in test: the test intervals do not tell how far "
+            "the score would move with another group"
+        )
+    for name, split in splits.items():
+        for label, count in ((0, split.num_rows - split.num_positive), (1, split.num_positive)):
+            if count < FEW_CLASS_ROWS:
+                yield (
+                    f"{name} holds only {count} rows of class {label}: what is measured there is a "
+                    "guess"
+                )
+    if any(
+        abs(split.num_rows / num_rows - getattr(shares, name)) > SHARE_TOLERANCE
+        for name, split in splits.items()
+    ):
+        found = " / ".join(f"{split.num_rows / num_rows:.1%}" for split in splits.values())
+        wanted = " / ".join(f"{getattr(shares, name):.0%}" for name in splits)
+        yield f"whole groups make the splits {found} of the rows, where {wanted} was asked for"

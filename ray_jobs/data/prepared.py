@@ -1,13 +1,15 @@
-"""A prepared dataset on the storage: a folder of readings, their splits, and a summary that is written last.
+"""A prepared dataset on the storage: a folder of readings, their splits, and a summary.
 
-`rows-*.parquet` are the readings. `splits.parquet` holds, row by row in the same order, each row's id and split, and
-its label if labels were shuffled. `dataset.json` is the summary: a folder without it is unfinished.
+`rows-*.parquet` are the readings. `splits.parquet` holds, row by row in the same order, each row's
+id and split, and its label if labels were shuffled. `dataset.json` is the summary and is written
+last: a folder without it is unfinished.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +72,7 @@ def write_splits(
     split: NDArray[np.int8],
     shuffled_y: NDArray[np.int8] | None,
 ) -> None:
-    """Store which split each row of the folder's shards belongs to. All of shape [N], in the shards' order."""
+    """Store each row's split. All arrays are of shape [N], in the order of the folder's shards."""
     columns = {"row_id": row_id, "split": split}
     if shuffled_y is not None:
         columns["label"] = shuffled_y
@@ -97,6 +99,14 @@ def shard_paths(storage: Storage, folder: str) -> list[str]:
     return [n for n in names if n.endswith(".parquet") and not n.endswith(f"/{SPLITS_FILE}")]
 
 
+def shard_roles(storage: Storage, shard: str) -> Roles:
+    """What a shard says its columns are for."""
+    with storage.filesystem.open_input_file(storage.full(shard)) as file:
+        roles = read_roles(pq.ParquetFile(file).schema_arrow)
+    assert roles is not None, f"{shard} declares no roles"
+    return roles
+
+
 def count_rows(storage: Storage, shards: Sequence[str]) -> int:
     num_rows = 0
     for shard in shards:
@@ -108,22 +118,21 @@ def count_rows(storage: Storage, shards: Sequence[str]) -> int:
 def read_shards(
     storage: Storage, shards: Sequence[str], masks: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, Rows]:
-    """For each mask over the rows of all shards [N], the rows it selects. One shard at a time is held beside them."""
-    selected: dict[str, Rows] = {}
+    """The rows that each mask over all shards' rows [N] selects; one shard is held beside them."""
+    roles = shard_roles(storage, shards[0])
+    others = (roles.label, roles.group, roles.id, roles.true_probability)
+    selected = {name: _empty(int(mask.sum()), roles) for name, mask in masks.items()}
     filled = dict.fromkeys(masks, 0)
     offset = 0
     for shard in shards:
         with storage.filesystem.open_input_file(storage.full(shard)) as file:
-            parquet = pq.ParquetFile(file)
-            roles = read_roles(parquet.schema_arrow)
-            assert roles is not None, f"{shard} declares no roles"
-            others = (roles.label, roles.group, roles.id, roles.true_probability)
-            table = parquet.read(columns=[*roles.features, *(name for name in others if name)])
+            wanted = [*roles.features, *(name for name in others if name)]
+            table = pq.ParquetFile(file).read(columns=wanted)
         for name, mask in masks.items():
-            rows = selected.setdefault(name, _empty(int(mask.sum()), roles))
             chosen = np.flatnonzero(mask[offset : offset + table.num_rows])
-            _fill(rows, slice(filled[name], filled[name] + len(chosen)), table, roles, chosen, offset)
-            filled[name] += len(chosen)
+            place = slice(filled[name], filled[name] + len(chosen))
+            _fill(selected[name], place, table, roles, chosen, offset)
+            filled[name] = place.stop
         offset += table.num_rows
     return selected
 
@@ -148,9 +157,9 @@ def _fill(
     offset: int,
 ) -> None:
     """Copy the chosen rows of a shard that begins at row `offset` to their place."""
-    targets = [(rows.y[place], roles.label)]
+    targets: list[tuple[NDArray[Any], str]] = [(rows.y[place], roles.label)]
     targets += [(rows.x[place, j], feature) for j, feature in enumerate(roles.features)]
-    if rows.true_probability is not None:
+    if rows.true_probability is not None and roles.true_probability:
         targets.append((rows.true_probability[place], roles.true_probability))
     rows.group[place] = rows.row_id[place] = offset + chosen  # unless the shard knows better
     targets += [(rows.group[place], roles.group)] if roles.group else []

@@ -1,4 +1,4 @@
-"""A user's table as readings: labelled rows in recorded order, with the groups that were recorded together."""
+"""A user's table as readings: labelled rows in recorded order, and what was recorded together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ray_jobs.data import columns, sessions
@@ -60,8 +59,8 @@ class _Grouping:
 def read_readings(files: Sequence[DataFile], data: DataSpec) -> Readings:
     """Read files and find out what each column is for, as far as neither spec nor file says it.
 
-    Without `data.group_column`, what was recorded together is read off the data: off a counter or clock that
-    starts again, off the files, or off rows that resemble their neighbours.
+    Without `data.group_column`, what was recorded together is read off the data: off a counter or
+    clock that starts again, off the files, or off rows that resemble their neighbours.
 
     Raises:
         DataError: the files cannot be used as the spec asks.
@@ -101,15 +100,15 @@ def read_readings(files: Sequence[DataFile], data: DataSpec) -> Readings:
 
 
 def _find_roles(table: Table, data: DataSpec) -> tuple[NDArray[np.int8], _Roles]:
-    """The labels [N] and the columns that are no features: as the spec says, else as the file declares."""
+    """The labels [N] and the columns that are no features, as the spec or else the file says."""
     declared = table.roles
     label = data.label_column or (declared.label if declared else None)
     y = columns.labels(table, label)
     assert label is not None
     if len(y) < MIN_ROWS:
         raise DataError(
-            f"{table.files[0].name}: {len(y)} rows; at least {MIN_ROWS} are needed to train, validate and "
-            "test. Add data"
+            f"{table.files[0].name}: {len(y)} rows; at least {MIN_ROWS} are needed to train, "
+            "validate and test. Add data"
         )
     roles = _Roles(
         label=label,
@@ -190,22 +189,21 @@ def _choose_features(
 def _judge_nonfinite(
     table: Table, x: NDArray[np.float32], y: NDArray[np.int8], features: list[str], data: DataSpec
 ) -> NDArray[np.bool_]:
-    """The rows to keep under `data.nonfinite`, shape [N]. To impute, cells that are infinite become NaN too."""
-    everything = np.ones(len(x), bool)
+    """The rows to keep under `data.nonfinite`, shape [N]. Infinite cells of `x` become NaN."""
     if data.nonfinite == "refuse":
         columns.refuse_nonfinite(table, x, features)
-        return everything
-    if data.nonfinite == "impute":
-        x[~np.isfinite(x)] = np.nan
-        return everything
-    kept = np.isfinite(x).all(axis=1)
+    is_missing = ~np.isfinite(x)
+    x[is_missing] = np.nan
+    if data.nonfinite != "drop":
+        return np.ones(len(x), bool)
+    kept = is_missing.sum(axis=1) == 0
     if kept.sum() < MIN_ROWS or len(np.unique(y[kept])) < 2:
-        worst = int(np.argmax((~np.isfinite(x)).sum(axis=0)))
+        worst = int(np.argmax(is_missing.sum(axis=0)))
         raise DataError(
-            f"{table.files[0].name}: data.nonfinite=drop leaves {kept.sum()} of {len(x)} rows, of "
-            f"{len(np.unique(y[kept]))} classes; column {features[worst]!r} is empty, NaN or infinite in "
-            f"{np.sum(~np.isfinite(x[:, worst]))}. Leave it out of data.feature_columns, or set "
-            "data.nonfinite=impute"
+            f"{table.files[0].name}: data.nonfinite=drop leaves {kept.sum()} of {len(x)} rows and "
+            f"{len(np.unique(y[kept]))} of 2 classes; column {features[worst]!r} is empty, NaN or "
+            f"infinite in {is_missing[:, worst].sum()}. Leave it out of data.feature_columns, or "
+            "set data.nonfinite to impute"
         )
     return kept
 
@@ -225,6 +223,8 @@ def _group(
     if roles.time:
         time = columns.times(table, roles.time)[order]
         clocks = {roles.time: sessions.clock(time, "data.time_column")}
+    elif table.roles:  # Emberline's own rows: without a group they stand alone
+        return _Grouping(np.arange(len(order)), None, None)
     found = sessions.sessions_of(clocks)
     if found:
         name, group = found
@@ -236,12 +236,13 @@ def _group(
         group = sessions.blocks(len(order))
         by = f"blocks of about {len(order) // sessions.NUM_BLOCKS:,} consecutive rows"
         warning = (
-            f"the rows are one recording, cut into {by} for the splits: the score is for this recording, not "
-            "for a new one. If there are several, name what tells them apart in data.group_column"
+            f"the rows are one recording, cut into {by} for the splits: the score is for this "
+            "recording, not for a new one. If there are several, name what tells them apart in "
+            "data.group_column"
         )
         return _Grouping(group, by, lambda code: f"block {code + 1}", warnings=(warning,))
     note = (
-        "rows were taken as independent of each other. If some were recorded together, name what they share "
-        "in data.group_column"
+        "rows were taken as independent of each other. If some were recorded together, name what "
+        "they share in data.group_column"
     )
     return _Grouping(np.arange(len(order)), None, None, notes=(note,))

@@ -1,4 +1,4 @@
-"""Recording sessions: which columns run with time, and where one recording ends and the next begins.
+"""Recording sessions: which columns run with time, and where one recording ends and one begins.
 
 Shapes: N rows in the order they were recorded.
 """
@@ -39,13 +39,16 @@ def find_clock(values: Values, is_start: NDArray[np.bool_] | None = None) -> Clo
     """
     steps = np.diff(values)
     known = steps if is_start is None else steps[~is_start[1:]]
-    if len(known) < MIN_STEPS:
+    moving = known[
+        known != 0
+    ]  # a clock may stand still: several readings a second, or a day's number
+    if len(moving) < MIN_STEPS:
         return None
-    if np.mean(known < 0) > 0.5:
-        values, known = -values, -known
+    if np.mean(moving < 0) > 0.5:
+        values, known, moving = -values, -known, -moving
     if np.mean(known == 1) >= COUNTER_SHARE:
         return clock(values, "counts the rows (steps of 1)")
-    if np.mean(known > 0) >= CLOCK_SHARE:
+    if np.mean(moving > 0) >= CLOCK_SHARE:
         return clock(values, "runs with time (it hardly ever turns)")
     return None
 
@@ -59,9 +62,9 @@ def clock(values: Values, reason: str) -> Clock:
 
 
 def sessions_of(clocks: Mapping[str, Clock]) -> tuple[str, NDArray[np.int64]] | None:
-    """The column that tells the sessions apart, and each row's session 0, 1, ... [N]; None if there is one session.
+    """The column that tells sessions apart, and each row's session 0, 1, ... [N]; None if one.
 
-    Of several, the one that starts again most often: a session counter knows better than the time of day.
+    Of several, the one that starts again most often: a session counter knows better than a clock.
     """
     cut = {name: clock for name, clock in clocks.items() if clock.is_start.sum() > 1}
     if not cut:
@@ -76,10 +79,11 @@ def blocks(num_rows: int) -> NDArray[np.int64]:
 
 
 def is_autocorrelated(x: NDArray[np.float32]) -> bool:
-    """Whether neighbouring rows resemble each other, so that the rows are one recording and not independent.
+    """Whether neighbouring rows resemble each other, so that they are a recording, not independent.
 
-    The lag-1 autocorrelation of a column is 1 - eta / 2 with eta the mean square successive difference over the
-    variance (J. von Neumann, Ann. Math. Statist. 12, 1941, p. 367); the median over the columns decides.
+    The lag-1 autocorrelation of a column is 1 - eta / 2 with eta the mean square successive
+    difference over the variance (J. von Neumann, Ann. Math. Statist. 12, 1941, p. 367); the median
+    over the columns decides.
 
     Args:
         x: features, NaN where unknown. Shape [N, F].
@@ -87,8 +91,10 @@ def is_autocorrelated(x: NDArray[np.float32]) -> bool:
     if len(x) <= MIN_STEPS:
         return False
     correlations = []
-    for column in x.T.astype(np.float64):
-        variance = np.nanvar(column)
-        if variance > 0:
-            correlations.append(1 - np.nanmean(np.diff(column) ** 2) / (2 * variance))
+    for column in x.T:
+        known = column[~np.isnan(column)].astype(np.float64)
+        steps = np.diff(column.astype(np.float64))
+        steps = steps[~np.isnan(steps)]
+        if len(steps) and known.var() > 0:
+            correlations.append(1 - np.mean(steps**2) / (2 * known.var()))
     return bool(correlations) and float(np.median(correlations)) >= AUTOCORRELATED

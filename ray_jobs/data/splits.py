@@ -1,4 +1,4 @@
-"""Splits that are stratified and grouped: whole groups go to one split, and each split has both classes.
+"""Splits, stratified and grouped: whole groups go to one split, and each split has both classes.
 
 Shapes: N rows, G groups, S = 3 splits in the order of `SPLITS`, A assignments of groups to splits.
 """
@@ -28,9 +28,9 @@ def assign_splits(
 ) -> NDArray[np.int8]:
     """The index in `SPLITS` of each row's split, shape [N].
 
-    Up to ten groups are tried in every way. Of more, a few small ones make sure that each split has both classes;
-    groups of the same make-up are then dealt out by the shares, and what remains goes, largest first, to where it
-    brings rows and classes nearest to the shares.
+    Up to ten groups are tried in every way. Of more, a few small ones make sure that each split
+    has both classes; groups of the same make-up are then dealt out by the shares, and what remains
+    goes, largest first, to where it brings rows and classes nearest to the shares.
 
     Args:
         y: labels 0 or 1, shape [N].
@@ -50,9 +50,9 @@ def assign_splits(
         if num_groups < len(SPLITS):
             raise DataError(
                 f"class {label} of the label stands in {num_groups} independent "
-                f"{'group' if num_groups == 1 else 'groups'} ({counts[:, label].sum()} rows; grouped by "
-                f"{grouped_by or 'equal rows'}), but train, val and test need one each and a group is never "
-                "cut. Add data, or name a finer data.group_column"
+                f"{'group' if num_groups == 1 else 'groups'} ({counts[:, label].sum()} rows; "
+                f"grouped by {grouped_by or 'equal rows'}), but train, val and test need one each "
+                "and a group is never cut. Add data, or name a finer data.group_column"
             )
     targets = np.array([getattr(shares, name) for name in SPLITS])
     rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def _assign_groups(
 
 
 def _core(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """All groups if they are few, else for each class the smallest that have it, as many as there are splits."""
+    """All groups if they are few, else for each class the smallest three that have it."""
     if len(counts) <= MAX_EXHAUSTIVE:
         return np.arange(len(counts))
     shuffled = rng.permutation(len(counts))
@@ -87,10 +87,10 @@ def _best_of_all(
     targets: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> NDArray[np.int8]:
-    """The assignment with both classes in each split that is nearest to the shares, of all there are.
+    """The assignment nearest to the shares, of all that give each split both classes.
 
-    Among equals test gets the most rows of its rarer class: a weak validation split costs skill, a weak test
-    split leaves nothing to say.
+    Among equals test gets the most rows of its rarer class: a weak validation split costs skill, a
+    weak test split leaves nothing to say.
     """
     num_splits = len(SPLITS)
     every = np.array(list(itertools.product(range(num_splits), repeat=len(counts))), np.int8)
@@ -127,7 +127,7 @@ def _place_rest(
     targets: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
-    """Put each group that is left, largest first, where it brings the splits nearest to the shares."""
+    """Put each group that is left, largest first, where it brings splits nearest to the shares."""
     totals = counts.sum(axis=0)
     per_split = np.stack([counts[split == s].sum(axis=0) for s in range(len(SPLITS))])  # [S, 2]
     rest = rng.permutation(np.flatnonzero(split < 0))

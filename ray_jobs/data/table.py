@@ -1,4 +1,4 @@
-"""The user's own files, CSV or Parquet, local or on s3://, as one table that knows its files and lines."""
+"""The user's own files, CSV or Parquet, local or on s3://, as one table that knows its lines."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Table:
         return np.repeat(np.arange(len(self.files)), lengths)
 
     def place(self, row: int) -> str:
-        """Where a user finds a row: the file and its line, as editors count (for Parquet the row, from 1)."""
+        """Where a user finds a row: the file and the line (for Parquet the row), counted from 1."""
         index = int(np.searchsorted(self.first_row, row, side="right")) - 1
         file, row_in_file = self.files[index], int(row - self.first_row[index])
         if file.is_parquet:

@@ -84,14 +84,17 @@ def build_ensemble(
     fitted = _log_loss(ensemble.predict_proba(validation.predictions), validation)
     notes = [folds.note] if folds.note else []
     if any(exceeds(score, reference, folds.clusters) for score in (chosen.log_loss, fitted)):
-        worse = f"has more log-loss than {safest} alone, by more than one standard error"
+        lossy = (
+            f"{chosen.procedure.name} exceeds the log-loss of {safest}, alone and uncalibrated, "
+            "by more than one standard error"
+        )
         if strategy == "auto":
-            notes.append(f"every blend {worse}: {safest} is taken as it is")
+            notes.append(f"{lossy}: {safest} is taken so")
             chosen = as_it_is.cross_validate(splits)
-            trials.append(chosen)
+            trials = [t for t in trials if t.procedure.name != as_it_is.name] + [chosen]
             ensemble = as_it_is.fit(validation, folds)
         else:
-            notes.append(f"{strategy} {worse}")
+            notes.append(lossy)
     candidates = (trial.to_candidate(folds.clusters, chosen=trial is chosen) for trial in trials)
     return ensemble.model_copy(update={"candidates": tuple(candidates), "notes": tuple(notes)})
 

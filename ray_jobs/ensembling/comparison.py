@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ray_jobs.metrics import Floats, log_losses, placements
 
+_ROUNDING = 1e-12  # two blends with the same weights but for their last bits are equally good
+
 
 @dataclass(frozen=True)
 class Score:
@@ -70,7 +72,7 @@ class Score:
 def exceeds(score: Score, reference: Score, clusters: NDArray[np.int64]) -> bool:
     """Whether a score is above the reference by more than one standard error of the difference."""
     difference = score - reference
-    return difference.value > difference.stderr(clusters)
+    return difference.value > difference.stderr(clusters) + _ROUNDING
 
 
 def simplest_near_best(

@@ -64,6 +64,7 @@ def _deal(y: NDArray[np.int8], clusters: NDArray[np.int64], seed: int) -> NDArra
     shuffle = np.random.default_rng(seed).permutation(len(sizes))
     order = np.lexsort((shuffle, -sizes, -num_positive))
     fold = np.empty(len(sizes), np.int64)
-    there_and_back = np.r_[np.arange(num_folds), np.arange(num_folds)[::-1]]
+    # Rolled, so that neighbours in the order never meet, be they the only two of a class.
+    there_and_back = np.r_[np.arange(num_folds), np.roll(np.arange(num_folds)[::-1], -1)]
     fold[order] = np.resize(there_and_back, len(sizes))
     return fold[clusters]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.data.dataset import Rows
+from ray_jobs.metrics import objective_value
 from ray_jobs.result import Objective
 
 
@@ -76,3 +77,11 @@ class Member(Protocol):
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. No code of the file's own is run."""
         ...
+
+
+def validation_metrics(val: Rows, p: NDArray[np.float64], objective: Objective) -> dict[str, float]:
+    """What every epoch measures: the validation loss, in nats, and the objective."""
+    return {
+        "val_loss": objective_value(val.y, p, "log_loss"),
+        objective.metric: objective_value(val.y, p, objective.metric),
+    }

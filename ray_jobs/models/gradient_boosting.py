@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from ray_jobs.data.dataset import Rows
-from ray_jobs.metrics import objective_value
-from ray_jobs.models.base import FitContext, FitReport, MemberConfig
+from ray_jobs.models.base import FitContext, FitReport, MemberConfig, validation_metrics
 from ray_jobs.models.sklearn_member import SklearnMember
 
 _TREES = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
@@ -53,9 +52,9 @@ def _fit_with_curve(classifier: Any, train: Rows, val: Rows, context: FitContext
         history = []
         for number, proba in enumerate(classifier.staged_predict_proba(val.x), start=1):
             if number % every == 0 or number == num_rounds:
-                value = objective_value(val.y, proba[:, 1], metric)
-                history.append({"epoch": number, metric: value})
-                context.emit("epoch", epoch=number, num_epochs=num_rounds, metrics={metric: value})
+                metrics = validation_metrics(val, proba[:, 1], context.objective)
+                history.append({"epoch": number, **metrics})
+                context.emit("epoch", epoch=number, num_epochs=num_rounds, metrics=metrics)
         choose = max if mode == "max" else min
         best = int(choose(history, key=lambda entry: entry[metric])["epoch"])
         if best < num_rounds:  # without subsampling, a shorter fit is the longer one cut off

@@ -15,8 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ray_jobs.data import windows
 from ray_jobs.data.dataset import Rows
-from ray_jobs.metrics import objective_value
-from ray_jobs.models.base import FitContext, FitReport, MemberConfig
+from ray_jobs.models.base import FitContext, FitReport, MemberConfig, validation_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +85,7 @@ class SequenceMember:
                 yield binary_cross_entropy_with_logits(network(x[index])[real], y[index][real])
 
         def validate() -> dict[str, float]:
-            p = self.predict_proba(val)
-            metrics = {"val_loss": objective_value(val.y, p, "log_loss")}
-            metrics[context.objective.metric] = objective_value(val.y, p, context.objective.metric)
-            return metrics
+            return validation_metrics(val, self.predict_proba(val), context.objective)
 
         return loop.fit(
             network,

@@ -1,8 +1,9 @@
 """Small charts as inline SVG: lines, histograms, whiskers, bars.
 
-Not matplotlib: its SVG fixes colours and text sizes, so it neither follows the reader's dark mode nor stays readable on
-a phone, has no values to hover over, and takes longer to import than a whole report takes to draw. Colours and strokes
-live in `report.css` under the class names given here; xml.etree escapes whatever text comes in.
+Not matplotlib: its SVG fixes colours and text sizes, so it neither follows the reader's dark mode
+nor stays readable on a phone, has no values to hover over, and takes longer to import than a whole
+report takes to draw. Colours and strokes live in `report.css` under the class names given here;
+xml.etree escapes whatever text comes in.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ray_jobs.reporting.curves import Floats, simplify
 _WIDTH = 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 42  # margins around the plot
 _TOLERANCE = 0.25  # how far a thinned line may stray, in px: less than can be seen
+_TOO_LARGE = 1e100  # for the arithmetic of an axis
 _LABEL_ROOM, _TICK_ROOM = 8, 32  # beside whiskers, and for a label of their axis, in px
 
 
@@ -61,10 +63,12 @@ class Axis:
 
 
 def _extent(values: Iterable[float]) -> tuple[float, float]:
-    """Least and greatest finite value, set apart if they are one."""
-    finite = [float(value) for value in values if math.isfinite(value)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    room = 0.0 if low < high else abs(low) / 10 or 1.0
+    """Least and greatest of the values an axis can hold, set apart where they meet."""
+    held = [float(value) for value in values if abs(value) < _TOO_LARGE]
+    low, high = (min(held), max(held)) if held else (0.0, 1.0)
+    if not math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        return low, high
+    room = max(abs(low) / 10, 0.1)
     return low - room, high + room
 
 
@@ -113,7 +117,7 @@ def line_chart(
 
     for line in [*references, *lines]:
         for run in _finite_runs(pixels(line.x, line.y)):
-            points = simplify(run, _TOLERANCE)
+            points = run[simplify(run, _TOLERANCE)]
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             if len(points) == 1:
                 path += "h0"  # with round caps, a dot
@@ -252,10 +256,14 @@ def _finite_runs(points: Floats) -> list[Floats]:
 
 
 def _tick_texts(ticks: Sequence[float]) -> list[str]:
-    """All ticks of an axis with the same number of decimals: as many as the step between them needs."""
+    """All ticks of an axis with as many decimals as the step between them needs."""
     step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return [f"{tick:,.{decimals}f}".replace("-", "−") for tick in ticks]
+
+
+def _short(power_of_ten: int) -> str:
+    return f"{power_of_ten}" if power_of_ten < 1000 else f"{power_of_ten // 1000}k"
 
 
 def _svg(

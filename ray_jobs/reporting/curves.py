@@ -1,7 +1,7 @@
 """ROC, precision-recall, reliability and confusion of a split's predictions, as arrays to draw.
 
-In numpy, because scikit-learn takes seconds to import and `emberline report` needs nothing else of it; the tests
-hold these against scikit-learn.
+In numpy, because scikit-learn takes seconds to import and a report needs nothing else of it; the
+tests hold these against scikit-learn. Shapes: N rows; `y` [N] of 0 and 1, `p` [N], P(y = 1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs.metrics import NUM_ECE_BINS
+
 Floats = NDArray[np.float64]
+Labels = NDArray[np.int8]
+
+_ROC_TOLERANCE = 0.001  # how far a thinned ROC curve may stray
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Ranking:
         return self.true_positives / (self.true_positives + self.false_positives)
 
     @property
+    def f1(self) -> Floats:
+        num_called = self.true_positives + self.false_positives
+        return 2 * self.true_positives / (self.true_positives[-1] + num_called)
+
+    @property
     def average_precision(self) -> float:
         """Mean precision weighted by the gain in recall, without interpolation."""
         return float(np.sum(np.diff(self.recall, prepend=0.0) * self.precision))
@@ -45,15 +55,29 @@ class Ranking:
         return num_above - 1 if num_above else None
 
 
-def rank(y: NDArray[np.int8], probability: Floats) -> Ranking | None:
-    """Rank rows by score; None if a score is not finite or only one class is there."""
-    if not np.isfinite(probability).all() or y.min(initial=1) == y.max(initial=0):
+def rank(y: Labels, p: Floats) -> Ranking | None:
+    """Rank rows by score; None unless both classes are there."""
+    if y.min(initial=1) == y.max(initial=0):
         return None
-    order = np.argsort(-probability, kind="stable")
-    score, positive = probability[order], y[order] == 1
+    order = np.argsort(-p, kind="stable")
+    score, positive = p[order], y[order] == 1
     last = np.flatnonzero(np.r_[score[1:] != score[:-1], True])  # of each run of equal scores
     true_positives = np.cumsum(positive)[last]
     return Ranking(score[last], true_positives, last + 1 - true_positives)
+
+
+def roc_points(y: Labels, p: Floats) -> tuple[list[float], list[float], list[float]]:
+    """False positive rates, true positive rates and thresholds, thinned; none with one class only.
+
+    From (0, 0), at a threshold just above every score, to (1, 1).
+    """
+    ranking = rank(y, p)
+    if ranking is None:
+        return [], [], []
+    x, y_axis = np.r_[0.0, ranking.false_positive_rate], np.r_[0.0, ranking.recall]
+    thresholds = np.r_[np.nextafter(ranking.thresholds[0], 2.0), ranking.thresholds]
+    kept = simplify(np.column_stack([x, y_axis]), _ROC_TOLERANCE)
+    return x[kept].tolist(), y_axis[kept].tolist(), thresholds[kept].tolist()
 
 
 @dataclass(frozen=True)
@@ -70,39 +94,32 @@ class Reliability:
         return _ratio(self.num_positive, self.num_rows)
 
 
-def reliability(y: NDArray[np.int8], probability: Floats, *, num_bins: int) -> Reliability | None:
-    """Bin rows by predicted probability (Niculescu-Mizil and Caruana, ICML 2005); None if a score is not finite."""
-    if not len(y) or not np.isfinite(probability).all():
-        return None
-    index = np.clip((probability * num_bins).astype(int), 0, num_bins - 1)
-    num_rows = np.bincount(index, minlength=num_bins)
+def reliability(y: Labels, p: Floats) -> Reliability:
+    """Predicted probability against frequency, in the bins of the calibration error.
+
+    Source: Niculescu-Mizil and Caruana, "Predicting good probabilities", ICML 2005.
+    """
+    bins = np.minimum((p * NUM_ECE_BINS).astype(np.int64), NUM_ECE_BINS - 1)
+    num_rows = np.bincount(bins, minlength=NUM_ECE_BINS)
+    total = np.bincount(bins, weights=p, minlength=NUM_ECE_BINS)
     return Reliability(
         num_rows=num_rows,
-        num_positive=np.bincount(index[y == 1], minlength=num_bins),
-        mean_probability=_ratio(
-            np.bincount(index, weights=probability, minlength=num_bins), num_rows
-        ),
+        num_positive=np.bincount(bins[y == 1], minlength=NUM_ECE_BINS),
+        mean_probability=_ratio(total, num_rows),
     )
 
 
-def confusion(
-    y: NDArray[np.int8], probability: Floats, threshold: float
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Counts [actual][answered] of class 0 and 1, answering 1 at or above the threshold; None if a score is not finite."""
-    if not np.isfinite(probability).all():
-        return None
-    counts = np.bincount(2 * (y == 1) + (probability >= threshold), minlength=4)
-    true_negative, false_positive, false_negative, true_positive = counts.tolist()
-    return (true_negative, false_positive), (false_negative, true_positive)
+def confusion(y: Labels, p: Floats, threshold: float) -> list[list[int]]:
+    """Counts [actual][answered] of class 0 and 1; the answer is 1 at or above the threshold."""
+    return np.bincount(2 * (y == 1) + (p >= threshold), minlength=4).reshape(2, 2).tolist()
 
 
-def simplify(points: Floats, tolerance: float) -> Floats:
-    """Leave out points that lie within `tolerance` of the line through those kept. Shape [P, 2] -> [Q, 2].
+def simplify(points: Floats, tolerance: float) -> NDArray[np.int64]:
+    """Which points of a line [P, 2] to keep so that the rest lie within `tolerance` of it: [Q].
 
     Source: Douglas and Peucker, Cartographica 10(2), 1973.
     """
-    keep = np.zeros(len(points), dtype=bool)
-    keep[[0, -1]] = True
+    kept = {0, len(points) - 1}
     pending = [(0, len(points) - 1)]
     while pending:
         first, last = pending.pop()
@@ -115,9 +132,9 @@ def simplify(points: Floats, tolerance: float) -> Floats:
         furthest = int(np.argmax(distance))
         if distance[furthest] > tolerance:
             middle = first + 1 + furthest
-            keep[middle] = True
+            kept.add(middle)
             pending += [(first, middle), (middle, last)]
-    return points[keep]
+    return np.array(sorted(kept))
 
 
 def _ratio(part: NDArray, whole: NDArray) -> Floats:

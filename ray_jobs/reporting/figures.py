@@ -20,12 +20,12 @@ from ray_jobs.reporting.scores import (
     metric_label,
     number,
     percent,
+    plural,
 )
 from ray_jobs.result import JobResult, MemberResult, MetricValue
 
 ENSEMBLE = "s-ensemble"
 _NUM_COLOURS = 6
-_NUM_BINS = 10
 _CHANCE = "chance"
 
 
@@ -53,7 +53,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def ranking_figures(result: JobResult, test: Predictions) -> list[Figure]:
-    """ROC and precision-recall curves of the members and the ensemble; none if test has one class only."""
+    """ROC and precision-recall curves of all models; none if test has one class only."""
     css = colours(member.name for member in result.members)
     ranked = {name: curves.rank(test.y, test.members[name]) for name in css if name in test.members}
     ensemble = curves.rank(test.y, test.ensemble)
@@ -137,15 +137,16 @@ def _dots(hints: Sequence[_Hint], x: Floats, y: Floats) -> list[Dot]:
     return [Dot(hint.css, float(x[hint.index]), float(y[hint.index]), hint.text) for hint in hints]
 
 
-def calibration_figure(result: JobResult, test: Predictions) -> Figure | None:
+def calibration_figure(result: JobResult, test: Predictions) -> Figure:
     """Reliability diagram of the ensemble on test, over the histogram of its probabilities."""
-    bins = curves.reliability(test.y, test.ensemble, num_bins=_NUM_BINS)
-    if bins is None:
-        return None
+    bins = curves.reliability(test.y, test.ensemble)
+    edges = np.linspace(0, 1, len(bins.num_rows) + 1)
     titles = [
-        f"Probability {index / _NUM_BINS:.1f}–{(index + 1) / _NUM_BINS:.1f}: {count(int(num))} rows, "
+        f"Probability {low:.3f}–{high:.3f}: {plural(int(num), 'row')}, "
         f"{count(int(positive))} positive ({percent(positive, num)})"
-        for index, (num, positive) in enumerate(zip(bins.num_rows, bins.num_positive, strict=True))
+        for low, high, num, positive in zip(
+            edges[:-1], edges[1:], bins.num_rows, bins.num_positive, strict=True
+        )
     ]
     filled = np.flatnonzero(bins.num_rows)
     ece = result.metrics.get("test", {}).get("ece")
@@ -173,7 +174,7 @@ def calibration_figure(result: JobResult, test: Predictions) -> Figure | None:
     )
     method = result.ensemble.calibration if result.ensemble else MISSING
     caption = (
-        f"{_NUM_BINS} bins of equal width. On the dotted line, probabilities mean what they say. "
+        f"{len(titles)} bins of equal width. On the dotted line, probabilities mean what they say. "
         f"ECE {number(ece.value if ece else None)} ({interval(ece)}); calibration: {method}."
     )
     return Figure("Calibration", [diagram, counts], [], caption)
@@ -184,18 +185,21 @@ def threshold_figure(result: JobResult, test: Predictions) -> Figure | None:
     ranking = curves.rank(test.y, test.ensemble)
     if ranking is None:
         return None
-    f1 = 2 / (1 / ranking.recall + 1 / ranking.precision)
-    x = ranking.thresholds
-    styles = {"F1": ENSEMBLE, "Precision": "s-ink", "Recall": "s-ink train"}
-    values = {"F1": f1, "Precision": ranking.precision, "Recall": ranking.recall}
+    styles = {"F1": ENSEMBLE, "Precision": "s-ink", "Recall": "s-ink dotted"}
+    values = {"F1": ranking.f1, "Precision": ranking.precision, "Recall": ranking.recall}
     threshold = result.ensemble.threshold if result.ensemble else None
     index = ranking.last_above(threshold) if threshold is not None else None
     dots = []
     if threshold is not None and index is not None:
-        text = f"Threshold {number(threshold)}: F1 {number(float(f1[index]))}"
-        dots.append(Dot("operating", threshold, float(f1[index]), text))
+        f1 = float(ranking.f1[index])
+        dots.append(
+            Dot("operating", threshold, f1, f"Threshold {number(threshold)}: F1 {number(f1)}")
+        )
     chart = charts.line_chart(
-        [Line(styles[name], x, values[name]) for name in ("Precision", "Recall", "F1")],
+        [
+            Line(styles[name], ranking.thresholds, values[name])
+            for name in ("Precision", "Recall", "F1")
+        ],
         label="Precision, recall and F1 of the ensemble on the test split by threshold",
         x_axis=Axis.unit("Threshold"),
         y_axis=Axis.unit("Score"),
@@ -221,7 +225,7 @@ def learning_figures(
             continue
         style = css[member.name]
         losses = [
-            Line(f"{style} train", epoch, _column(history, "train_loss")),
+            Line(f"{style} dotted", epoch, _column(history, "train_loss")),
             Line(style, epoch, _column(history, "val_loss")),
         ]
         scores = [Line(style, epoch, _column(history, metric))]
@@ -239,7 +243,7 @@ def learning_figures(
                 ],
                 [
                     LegendEntry("validation", charts.swatch(style)),
-                    LegendEntry("train", charts.swatch(f"{style} train")),
+                    LegendEntry("train", charts.swatch(f"{style} dotted")),
                 ],
                 f"Best epoch {count(member.best_epoch)}, of {count(member.num_epochs)}.",
             )

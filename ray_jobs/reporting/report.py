@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside itself, and says nothing that the result does not."""
+"""The report of a run: one HTML file that needs nothing beside itself and adds no number."""
 
 from __future__ import annotations
 

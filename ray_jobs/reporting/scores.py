@@ -54,7 +54,7 @@ def sign(metric: str, result: JobResult) -> int:
 def no_skill(metric: str, result: JobResult) -> float | None:
     """What an answer that never looks at the features can score on the test split; None if unknown.
 
-    Accuracy: the commoner class. F1: always positive. AUC: a coin. Log-loss: the base rate for every row.
+    Accuracy: the commoner class. F1: always positive. AUC: a coin. Log-loss: the base rate.
     """
     test = result.data.splits.get("test") if result.data else None
     if test is None or not 0 < test.num_positive < test.num_rows:

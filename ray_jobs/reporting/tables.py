@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -100,12 +101,12 @@ class Standing:
 @dataclass(frozen=True)
 class Leaderboard:
     axis: Markup
-    extra_metrics: list[str]  # beside the objective
+    extra_metrics: Sequence[str]  # beside the objective
     standings: list[Standing]
 
 
 def leaderboard(result: JobResult) -> Leaderboard:
-    """The ensemble, then its members by the objective on validation; those without a score come last."""
+    """The ensemble, then its members by the objective on validation, those without it last."""
     metric = result.objective.metric
     better = scores.sign(metric, result)
 
@@ -156,11 +157,9 @@ class Cell:
     heat: int  # the same in tenths, for its shade
 
 
-def confusion(test: Predictions, threshold: float) -> list[list[Cell]] | None:
+def confusion(test: Predictions, threshold: float) -> list[list[Cell]]:
     """Rows [actual][answered] of the confusion matrix on test, the positive class first."""
     counts = curves.confusion(test.y, test.ensemble, threshold)
-    if counts is None:
-        return None
     return [
         [
             Cell(num, scores.percent(num, sum(row)), round(10 * num / sum(row)) if sum(row) else 0)
@@ -258,22 +257,31 @@ def phases(result: JobResult) -> list[BarRow]:
     ]
 
 
-def skipped(result: JobResult) -> list[tuple[str, str]]:
-    """What the run left out or warned about: (where, what)."""
-    entries: list[tuple[str, str]] = []
+@dataclass(frozen=True)
+class Skipped:
+    where: str
+    what: str
+
+
+def skipped(result: JobResult) -> list[Skipped]:
+    """What the run left out or warned about, each thing once."""
+    entries = []
     for member in result.members:
-        if member.status != "SUCCEEDED":
+        if member.status in ("FAILED", "STOPPED"):
             reason = f": {member.reason}" if member.reason else ""
-            entries.append((member.name, f"{member.status.lower()}{reason}"))
+            entries.append(Skipped(member.name, f"{member.status.lower()}{reason}"))
     data = result.data
     if data and data.num_dropped:
-        entries.append(("data", f"{scores.plural(data.num_dropped, 'row')} dropped as not finite"))
+        entries.append(Skipped("data", f"{scores.plural(data.num_dropped, 'row')} dropped"))
     if data and data.num_imputed:
-        entries.append(("data", f"{scores.plural(data.num_imputed, 'cell')} imputed"))
+        entries.append(Skipped("data", f"{scores.plural(data.num_imputed, 'cell')} filled in"))
     if result.num_skipped_batches:
         noun = "batch" if result.num_skipped_batches == 1 else "batches"
-        entries.append(("training", f"{scores.count(result.num_skipped_batches)} {noun} skipped"))
-    entries += [("run", warning) for warning in result.warnings]
-    entries += [("data", warning) for warning in (data.warnings if data else [])]
-    entries += [(member.name, warning) for member in result.members for warning in member.warnings]
-    return entries
+        entries.append(Skipped("training", f"{result.num_skipped_batches:,} {noun} skipped"))
+    entries += [Skipped("data", warning) for warning in (data.warnings if data else [])]
+    entries += [Skipped(m.name, warning) for m in result.members for warning in m.warnings]
+    # The run's own list repeats what its members and its data said.
+    said = {
+        form for e in entries for form in (e.what, f"{e.where} {e.what}", f"{e.where}: {e.what}")
+    }
+    return entries + [Skipped("run", warning) for warning in result.warnings if warning not in said]

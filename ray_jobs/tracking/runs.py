@@ -77,6 +77,14 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
         ) from error
 
 
+def log_report(run: Run, model: RegisteredModel) -> None:
+    """Put the report beside the run that the model came from."""
+    import mlflow
+
+    text = run.storage.read_text(run.path(REPORT))
+    mlflow.MlflowClient(tracking_uri(run)).log_text(model.mlflow_run_id, text, REPORT)
+
+
 def _experiment(client: MlflowClient, run: Run) -> str:
     name = run.spec.tracking.experiment or run.spec.workload
     found = client.get_experiment_by_name(name)
@@ -118,11 +126,8 @@ def _log_parent(client: MlflowClient, run_id: str, run: Run, result: JobResult) 
     }
     weights = {f"weight.{name}": weight for name, weight in ensemble.weights.items()}
     _log_batch(client, run_id, params, _points(result.metrics) | weights)
-    for name in ("spec.yaml", REPORT, "artifacts/ensemble.json", "artifacts/evaluation.json"):
-        if run.storage.is_local:
-            client.log_artifact(run_id, str(run.storage.local(run.path(name))))
-        else:
-            client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
+    for name in ("spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json"):
+        client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
 
 
 def _log_member(

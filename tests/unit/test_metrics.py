@@ -149,12 +149,15 @@ def test_one_group_has_values_and_no_intervals():
 
 
 def test_a_metric_undefined_in_many_resamples_has_no_interval():
-    y, p = np.r_[1, np.zeros(29, int)], np.linspace(0.9, 0.1, 30)
+    y, p = np.r_[1, np.zeros(29, int)], np.r_[0.5, np.linspace(0.9, 0.1, 29)]
     measured = bootstrap_intervals(y, p, 0.5)  # a third of the resamples lack the one positive
-    assert measured["auc"].value == 1
+    assert measured["auc"].value == pytest.approx(0.5, abs=0.05)
     assert measured["auc"].low is None
     assert measured["recall"].low is None
     assert measured["accuracy"].low is not None
+    # Of four positives, one in 65 resamples has none: few enough to be left out.
+    rare = bootstrap_intervals(np.r_[1, 1, 1, y], np.r_[0.3, 0.6, 0.7, p], 0.5)["auc"]
+    assert rare.low < rare.value < rare.high
 
 
 def test_no_error_seen_is_not_certainty():

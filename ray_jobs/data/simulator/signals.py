@@ -1,4 +1,4 @@
-"""Time series that the simulated rooms are made of: filtered and random ones, one value a reading."""
+"""The time series that simulated rooms are made of, one value a reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def lag(signal: Series, time_constant_s: float) -> Series:
-    """First-order response to a signal, at rest at its first value. Exact for a signal held between readings."""
+    """First-order response to a signal, at rest at its first value.
+
+    Exact for a signal held between readings.
+    """
     keep = np.exp(-INTERVAL_S / time_constant_s)
     steps = np.diff(signal, prepend=signal[0])
     response = 1 - keep ** (np.arange(len(signal)) + 1)
@@ -35,7 +38,8 @@ def wander(rng: Generator, num_readings: int, std: float, time_constant_s: float
 def flicker(rng: Generator, num_readings: int, spread: float) -> Series:
     """Factors about 1 that know nothing of each other.
 
-    A flame of diameter D metres puffs at 1.5 / sqrt(D) Hz (Pagni 1990; SFPE Handbook, "Fire plumes, flame height and
-    air entrainment"), 2 to 7 Hz here: sampled every 5 s, nothing of the rhythm is left.
+    A flame of diameter D metres puffs at 1.5 / sqrt(D) Hz (Pagni 1990; SFPE Handbook, "Fire plumes,
+    flame height and air entrainment"), 2 to 7 Hz here: sampled every 5 s, nothing of the rhythm is
+    left.
     """
     return np.exp(spread * rng.standard_normal(num_readings) - spread**2 / 2)

@@ -1,0 +1,205 @@
+"""Datasets of any size, written shard by shard over several processes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_jobs.data import features
+from ray_jobs.data.features import FEATURES
+from ray_jobs.data.shards import Roles, shard_path, write_shard
+from ray_jobs.data.simulator.episodes import SCENARIOS, episode_lengths, simulate_episode
+from ray_jobs.data.simulator.independent import draw_rows
+from ray_jobs.storage import Storage
+
+Generator = Literal["episodes", "independent"]
+Columns = Mapping[str, NDArray[np.generic] | pa.Array]
+
+SHARD_ROWS = 10_000
+
+ROLES = {
+    "episodes": Roles(label="fire", features=FEATURES, group="episode", time="time_s", id="row_id"),
+    "independent": Roles(label="fire", features=FEATURES, id="row_id", true_probability="p_fire"),
+}
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which rows one shard holds; enough to make it in any process."""
+
+    generator: Generator
+    seed: int
+    index: int
+    first_row: int
+    num_rows: int
+    first_episode: int = 0
+    lengths: tuple[int, ...] = ()  # readings of each episode; rows beyond num_rows are cut off
+
+
+def generate_shards(
+    storage: Storage,
+    folder: str,
+    *,
+    generator: Generator,
+    num_samples: int,
+    seed: int,
+    num_workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Simulate a dataset into `folder` and return its shards' paths.
+
+    The same seed gives the same bytes, however many workers there are. `episodes` has the columns
+    row_id, episode, time_s, the 18 features, fire and scenario; `independent` has row_id, the
+    features, fire and p_fire.
+
+    Args:
+        num_samples: rows in all.
+        num_workers: processes; default: one per CPU that this process may use.
+        progress: called with the rows written so far and `num_samples`, once a shard.
+
+    Raises:
+        ValueError: `num_samples` is not positive.
+        OSError: the storage cannot be written.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    plans = plan_shards(generator, num_samples, seed)
+    done_rows = 0
+    for num_rows in _write_all(storage, folder, plans, num_workers or _num_cpus()):
+        done_rows += num_rows
+        if progress:
+            progress(done_rows, num_samples)
+    return [shard_path(folder, plan.index) for plan in plans]
+
+
+@functools.cache
+def generator_digest() -> str:
+    """sha256 of the sources that decide the numbers: when it changes, so may a seed's data."""
+    sources = [Path(features.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def plan_shards(generator: Generator, num_samples: int, seed: int) -> list[ShardPlan]:
+    """Shards of about `SHARD_ROWS` rows; no episode is spread over two."""
+    if generator == "independent":
+        return [
+            ShardPlan(generator, seed, index, first_row, min(SHARD_ROWS, num_samples - first_row))
+            for index, first_row in enumerate(range(0, num_samples, SHARD_ROWS))
+        ]
+    lengths = episode_lengths(seed, num_samples)
+    starts = np.cumsum(lengths) - lengths
+    first_episodes = np.flatnonzero(np.diff(starts // SHARD_ROWS, prepend=-1))
+    first_rows = [*starts[first_episodes].tolist(), num_samples]
+    return [
+        ShardPlan(
+            generator,
+            seed,
+            index,
+            first_row=first_rows[index],
+            num_rows=first_rows[index + 1] - first_rows[index],
+            first_episode=int(first_episodes[index]),
+            lengths=tuple(of_shard.tolist()),
+        )
+        for index, of_shard in enumerate(np.split(lengths, first_episodes[1:]))
+    ]
+
+
+def _write_all(
+    storage: Storage, folder: str, plans: list[ShardPlan], num_workers: int
+) -> Iterator[int]:
+    """Write every shard; yields the rows of each as it is done."""
+    num_workers = min(num_workers, len(plans))
+    if num_workers == 1:
+        for plan in plans:
+            yield _write_plan(storage, folder, plan)
+        return
+    # Spawned, not forked: the caller may have threads (Ray, a display) whose locks would freeze.
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        tasks = [pool.submit(_write_remotely, storage.uri, folder, plan) for plan in plans]
+        for task in as_completed(tasks):
+            yield task.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_remotely(uri: str, folder: str, plan: ShardPlan) -> int:
+    return _write_plan(Storage(uri), folder, plan)
+
+
+def _write_plan(storage: Storage, folder: str, plan: ShardPlan) -> int:
+    columns = _independent_columns(plan) if not plan.lengths else _episode_columns(plan)
+    write_shard(storage, shard_path(folder, plan.index), columns, ROLES[plan.generator])
+    return plan.num_rows
+
+
+def _episode_columns(plan: ShardPlan) -> Columns:
+    parts = [
+        _columns_of_one(plan.seed, plan.first_episode + position, length)
+        for position, length in enumerate(plan.lengths)
+    ]
+    columns = {
+        name: np.concatenate([part[name] for part in parts])[: plan.num_rows] for name in parts[0]
+    }
+    scenario = pa.DictionaryArray.from_arrays(columns.pop("scenario"), list(SCENARIOS))
+    return {"row_id": _row_ids(plan), **columns, "scenario": scenario}
+
+
+def _columns_of_one(seed: int, index: int, length: int) -> dict[str, NDArray[np.generic]]:
+    episode = simulate_episode(seed, index, length)
+    return {
+        "episode": np.full(length, index, dtype=np.int64),
+        "time_s": episode.time_s.astype(np.float32),
+        **dict(zip(FEATURES, episode.features().T, strict=True)),
+        "fire": episode.fire.astype(np.int8),
+        "scenario": np.full(length, list(SCENARIOS).index(episode.scenario), dtype=np.int8),
+    }
+
+
+def _independent_columns(plan: ShardPlan) -> Columns:
+    table, fire, p_fire = draw_rows(plan.seed, plan.index, plan.num_rows)
+    return {
+        "row_id": _row_ids(plan),
+        **dict(zip(FEATURES, table.T, strict=True)),
+        "fire": fire,
+        "p_fire": p_fire,
+    }
+
+
+def _row_ids(plan: ShardPlan) -> NDArray[np.int64]:
+    return np.arange(plan.first_row, plan.first_row + plan.num_rows, dtype=np.int64)
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and never outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a pool's worker has a parent"
+    parent.join()
+    os._exit(1)
