@@ -150,3 +150,7 @@ def main() -> None:
             failure = {"status": "FAILED", "reason": str(error), "exit_code": error.exit_code}
             typer.echo(json.dumps(failure))
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,11 +30,16 @@ def build(run: Run) -> Ensemble:
     with journal.phase():
         val = load_rows(run.storage, read_data(run), "val")
         results = read_members(run)
-        predictions = {
-            result.name: read_val_predictions(run, result.name)
-            for result in results
-            if result.status == "SUCCEEDED"
-        }
+        found = {result.name: read_val_predictions(run, result.name) for result in results}
+        predictions = {name: p for name, p in found.items() if p is not None}
+        minimum = run.spec.ensemble.min_members
+        if len(predictions) < minimum:
+            missing = [result for result in results if result.name not in predictions]
+            reasons = "; ".join(f"{member.name}: {member.reason}" for member in missing)
+            raise JobFailed(
+                f"{len(predictions)} of {len(results)} members were fitted, but "
+                f"ensemble.min_members is {minimum} ({reasons})"
+            )
         ensemble, excluded = ensemble_members(
             results,
             predictions,
@@ -45,13 +50,6 @@ def build(run: Run) -> Ensemble:
             objective=run.spec.objective,
             seed=run.spec.seed,
         )
-        num_usable, minimum = len(results) - len(excluded), run.spec.ensemble.min_members
-        if num_usable < minimum:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
-            raise JobFailed(
-                f"{num_usable} of {len(results)} members can be used, but ensemble.min_members is "
-                f"{minimum} ({reasons})"
-            )
         for name, reason in excluded.items():
             journal("warning", message=f"{name} is left out of the ensemble: {reason}")
         for note in ensemble.notes:

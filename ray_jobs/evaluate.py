@@ -56,7 +56,6 @@ def evaluate(run: Run) -> JobResult:
             ensemble=ensemble.to_result(),
             data=data,
             versions=versions(),
-            seconds=_seconds(events),
             warnings=_warnings(data, members, events),
             started_at=events[0]["time"] if events else datetime.now(UTC),
         )
@@ -121,22 +120,6 @@ def _with_test(run: Run, member: MemberResult, test: Predictions) -> MemberResul
         return member
     metrics = {**member.metrics, "test": _score(run, test, p, member.threshold)}
     return member.model_copy(update={"metrics": metrics})
-
-
-def _seconds(events: list[dict]) -> dict[str, float]:
-    """Wall seconds of each step that has ended; training lasts from the first member's start to
-    the last one's end."""
-    seconds = {
-        event["step"]: event["seconds"] for event in events if event["event"] == "step_ended"
-    }
-    times = {
-        kind: [datetime.fromisoformat(event["time"]) for event in events if event["event"] == kind]
-        for kind in ("member_started", "member_ended")
-    }
-    if all(times.values()):
-        span = max(times["member_ended"]) - min(times["member_started"])
-        seconds["train"] = round(span.total_seconds(), 3)
-    return seconds
 
 
 def _warnings(data: DataSummary, members: list[MemberResult], events: list[dict]) -> list[str]:

@@ -87,3 +87,18 @@ def read_events(storage: Storage, folder: str) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return sorted(events, key=lambda event: event["time"])
+
+
+def step_seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Wall seconds of each step that has ended; training lasts from the first member's start to
+    the last one's end."""
+    seconds = {
+        event["step"]: event["seconds"] for event in events if event["event"] == "step_ended"
+    }
+    started, ended = (
+        [datetime.fromisoformat(event["time"]) for event in events if event["event"] == kind]
+        for kind in ("member_started", "member_ended")
+    )
+    if started and ended:
+        seconds["train"] = round((max(ended) - min(started)).total_seconds(), 3)
+    return seconds

@@ -20,7 +20,7 @@ NUM_ECE_BINS = 15  # of equal width, as in Guo et al. 2017
 MAX_UNDEFINED_SHARE = 0.05  # of the resamples; a metric that more of them lack has no interval
 OBJECTIVES = ("f1", "accuracy", "auc", "log_loss")
 
-_CELLS_PER_CHUNK = 2**20  # rows x resamples held at a time: 8 MiB an array
+_CELLS_PER_CHUNK = 2**18  # rows x resamples held at a time: 2 MiB an array, near the cache
 
 Floats = NDArray[np.float64]
 

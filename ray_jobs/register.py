@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from ray_jobs.errors import JobFailed
 from ray_jobs.evaluate import read_evaluation, render
+from ray_jobs.events import read_events, step_seconds
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 
@@ -29,7 +30,12 @@ def register(run: Run) -> JobResult:
             from ray_jobs.tracking.runs import log_report, log_run
 
             result = result.model_copy(update={"model": log_run(run, result)})
-        finished = result.model_copy(update={"status": "SUCCEEDED", "ended_at": datetime.now(UTC)})
+        end = {
+            "status": "SUCCEEDED",
+            "ended_at": datetime.now(UTC),
+            "seconds": step_seconds(read_events(run.storage, run.folder)),
+        }
+        finished = result.model_copy(update=end)
         render(run, finished)
         if finished.model is not None:
             log_report(run, finished.model)

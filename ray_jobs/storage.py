@@ -78,7 +78,13 @@ class Storage:
         return f"Storage({self.uri!r})"
 
     def full(self, path: str) -> str:
-        """The path within `filesystem` of a path relative to the root."""
+        """The path within `filesystem` of a path relative to the root.
+
+        Raises:
+            ValueError: the path would leave the root.
+        """
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"{path!r} is not a path below {self._root!r}")
         return str(PurePosixPath(self._root, path)) if path else self._root
 
     def local(self, path: str = "") -> Path:

@@ -189,14 +189,20 @@ def read_history(run: Run, name: str) -> list[dict[str, object]]:
     return json.loads(run.storage.read_bytes(path)) if run.storage.exists(path) else []
 
 
-def read_val_predictions(run: Run, name: str) -> NDArray[np.float64]:
-    """A member's probabilities on the validation rows, shape [N]."""
+def read_val_predictions(run: Run, name: str) -> NDArray[np.float64] | None:
+    """A member's probabilities on the validation rows, shape [N]; None if it left none that can be
+    read."""
     import io
 
     import numpy as np
 
-    content = run.storage.read_bytes(run.path("checkpoints", name, VAL_PREDICTIONS))
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    path = run.path("checkpoints", name, VAL_PREDICTIONS)
+    if not run.storage.exists(path):
+        return None
+    try:
+        return np.load(io.BytesIO(run.storage.read_bytes(path)), allow_pickle=False)
+    except ValueError:
+        return None
 
 
 def _write_member_result(run: Run, result: MemberResult) -> None:

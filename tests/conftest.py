@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,65 @@ def _quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+# A job that trains all five families in seconds.
+SMALL_JOB = (
+    "data.samples=3000",
+    "members.random_forest.num_trees=20",
+    "members.gradient_boosting.num_rounds=20",
+    "members.lstm_classifier.epochs=2",
+    "members.transformer.epochs=2",
+)
+
+
+def arguments(*overrides: str) -> list[str]:
+    """`--set` for each override."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
+def start_emberline(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """The command line as its users start it: a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def emberline(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    process = start_emberline(*words, cwd=cwd, **environment)
+    stdout, stderr = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """A real S3 server on loopback with the buckets `rows` and `runs`: the variables to reach it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+    for bucket in ("rows", "runs"):
+        client.create_bucket(Bucket=bucket)
+    yield environment
+    server.stop()

@@ -59,8 +59,10 @@ def find_repeats(rows: Rows, name_group: Callable[[int], str] | None) -> Repeats
         codes, group = np.unique(rows.group, return_inverse=True)
         root, left_out = _merge_groups(rows.x, keys, group, len(codes))
         independent = root[group]
-        same = [codes[root == first] for first in np.unique(root)]
-        merged = [[name_group(int(code)) for code in alike] for alike in same if len(alike) > 1]
+        firsts, sizes = np.unique(root, return_counts=True)
+        merged = [
+            [name_group(int(code)) for code in codes[root == first]] for first in firsts[sizes > 1]
+        ]
     num_near = 0
     if left_out:
         alike = _without(keys, rows.x, left_out)
@@ -172,15 +174,12 @@ def _merge_groups(
 def _repeating_groups(keys: Keys, group: NDArray[np.int64], num_groups: int) -> NDArray[np.int64]:
     """Pairs of groups of which one repeats at least half of the other's rows, shape [pairs, 2].
 
-    Only keys that a group has once count: a key it has often (a sensor at rest) identifies nothing.
+    What two groups share is counted in different keys: a sensor at rest repeats itself, not others.
     """
     order = np.lexsort((group, keys))
-    keys, group = keys[order], group[order]
-    repeats_last = (keys[1:] == keys[:-1]) & (group[1:] == group[:-1])
-    once = ~(np.r_[False, repeats_last] | np.r_[repeats_last, False])
-    keys, group, sizes = keys[once], group[once], np.bincount(group, minlength=num_groups)
-    same = keys[1:] == keys[:-1]
-    pairs = np.sort(np.stack([group[:-1][same], group[1:][same]], axis=1), axis=1)
+    keys, group, sizes = keys[order], group[order], np.bincount(group, minlength=num_groups)
+    shared = (keys[1:] == keys[:-1]) & (group[1:] != group[:-1])
+    pairs = np.sort(np.stack([group[:-1][shared], group[1:][shared]], axis=1), axis=1)
     pairs, num_shared = np.unique(pairs, axis=0, return_counts=True)
     enough = np.maximum(GROUP_OVERLAP * sizes[pairs].min(axis=1), MIN_GROUP_ROWS)
     return pairs[num_shared >= enough]
@@ -189,7 +188,7 @@ def _repeating_groups(keys: Keys, group: NDArray[np.int64], num_groups: int) -> 
 def _merge_rows(x: NDArray[np.float32], keys: Keys) -> tuple[NDArray[np.int64], list[int]]:
     """A code for each set of rows that repeat each other, shape [N], and the columns left out."""
     best: tuple[int, ...] = ()
-    best_share = 0.0
+    best_share = exact_share = 0.0
     for columns, sample, _ in _compared(keys, x):
         if len(columns) > 1 and len(best) == 1:
             break  # one column explains it

@@ -229,9 +229,10 @@ def _group(
     if found:
         name, group = found
         return _Grouping(group, f"sessions of {name!r}", lambda code: f"session {code + 1}")
-    file = table.file_of_row()[order]
-    if all(len(np.unique(file[y[order] == label])) >= len(SPLITS) for label in (0, 1)):
-        return _Grouping(file, "files", lambda code: table.files[code].name)
+    group = table.file_of_row()[order]
+    if all(len(np.unique(group[y[order] == label])) >= len(SPLITS) for label in (0, 1)):
+        names = [file.name for file in table.files]
+        return _Grouping(group, "files", names.__getitem__)
     if roles.time or sessions.is_autocorrelated(x[order]):
         group = sessions.blocks(len(order))
         by = f"blocks of about {len(order) // sessions.NUM_BLOCKS:,} consecutive rows"

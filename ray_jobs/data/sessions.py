@@ -39,9 +39,8 @@ def find_clock(values: Values, is_start: NDArray[np.bool_] | None = None) -> Clo
     """
     steps = np.diff(values)
     known = steps if is_start is None else steps[~is_start[1:]]
-    moving = known[
-        known != 0
-    ]  # a clock may stand still: several readings a second, or a day's number
+    # A clock may stand still: several readings a second, or the number of a day.
+    moving = known[known != 0]
     if len(moving) < MIN_STEPS:
         return None
     if np.mean(moving < 0) > 0.5:

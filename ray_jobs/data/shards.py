@@ -35,7 +35,8 @@ class Roles:
 
 
 def shard_path(folder: str, index: int) -> str:
-    return f"{folder}/rows-{index:05d}.parquet"
+    """Of the shard with this index; folder "" is the storage root."""
+    return f"{folder}/rows-{index:05d}.parquet".removeprefix("/")
 
 
 def write_shard(

@@ -54,26 +54,26 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def ranking_figures(result: JobResult, test: Predictions) -> list[Figure]:
     """ROC and precision-recall curves of all models; none if test has one class only."""
-    css = colours(member.name for member in result.members)
-    ranked = {name: curves.rank(test.y, test.members[name]) for name in css if name in test.members}
     ensemble = curves.rank(test.y, test.ensemble)
-    drawn = [(css[name], ranking) for name, ranking in ranked.items() if ranking]
-    drawn += [(ENSEMBLE, ensemble)] if ensemble else []
-    if not drawn:
+    if ensemble is None:
         return []
-
-    auc = {member.name: member.metrics.get("test", {}).get("auc") for member in result.members}
-    entries = [(ENSEMBLE, "Ensemble", result.metrics.get("test", {}).get("auc"), ensemble)]
-    entries += [(css[name], name, auc[name], ranking) for name, ranking in ranked.items()]
+    css = colours(member.name for member in result.members)
+    models = [(ENSEMBLE, "Ensemble", result.metrics, ensemble)]
+    for member in result.members:
+        p = test.members.get(member.name)
+        ranking = None if p is None else curves.rank(test.y, p)
+        if ranking:
+            models.append((css[member.name], member.name, member.metrics, ranking))
+    drawn = [(style, ranking) for style, _, _, ranking in reversed(models)]  # ensemble on top
     roc_legend, precision_legend = [], []
-    for style, name, area, ranking in entries:
-        average_precision = ranking.average_precision if ranking else None
+    for style, name, metrics, ranking in models:
+        auc = metrics.get("test", {}).get("auc")
         swatch = charts.swatch(style)
-        roc_legend.append(LegendEntry(name, swatch, number(area.value if area else None)))
-        precision_legend.append(LegendEntry(name, swatch, number(average_precision)))
+        roc_legend.append(LegendEntry(name, swatch, number(auc.value if auc else None)))
+        precision_legend.append(LegendEntry(name, swatch, number(ranking.average_precision)))
 
     threshold = result.ensemble.threshold if result.ensemble else None
-    hints = _hints(ensemble, threshold) if ensemble else []
+    hints = _hints(ensemble, threshold)
     operating = next((hint.text for hint in hints if hint.css == "operating"), "")
     ring = f" The ring is the operating point. {operating}." if operating else ""
     base_rate = float(np.mean(test.y == 1))
@@ -86,7 +86,7 @@ def ranking_figures(result: JobResult, test: Predictions) -> list[Figure]:
         x_axis=Axis.unit("False positive rate"),
         y_axis=Axis.unit("Recall (true positive rate)"),
         references=[Line(_CHANCE, np.array([0.0, 1.0]), np.array([0.0, 1.0]))],
-        dots=_dots(hints, ensemble.false_positive_rate, ensemble.recall) if ensemble else [],
+        dots=_dots(hints, ensemble.false_positive_rate, ensemble.recall),
     )
     precision = charts.line_chart(
         [Line(style, r.recall, r.precision) for style, r in drawn],
@@ -94,7 +94,7 @@ def ranking_figures(result: JobResult, test: Predictions) -> list[Figure]:
         x_axis=Axis.unit("Recall"),
         y_axis=Axis.unit("Precision"),
         references=[Line(_CHANCE, np.array([0.0, 1.0]), np.full(2, base_rate))],
-        dots=_dots(hints, ensemble.recall, ensemble.precision) if ensemble else [],
+        dots=_dots(hints, ensemble.recall, ensemble.precision),
     )
     return [
         Figure("ROC", [roc], roc_legend, f"AUC on test. Dotted: chance.{ring}"),
@@ -224,10 +224,14 @@ def learning_figures(
         if not np.isfinite(epoch).any():
             continue
         style = css[member.name]
+        train_loss = _column(history, "train_loss")
         losses = [
-            Line(f"{style} dotted", epoch, _column(history, "train_loss")),
+            Line(f"{style} dotted", epoch, train_loss),
             Line(style, epoch, _column(history, "val_loss")),
         ]
+        legend = [LegendEntry("validation", charts.swatch(style))]
+        if np.isfinite(train_loss).any():
+            legend.append(LegendEntry("train", charts.swatch(f"{style} dotted")))
         scores = [Line(style, epoch, _column(history, metric))]
         figures.append(
             Figure(
@@ -241,10 +245,7 @@ def learning_figures(
                         f"{metric_label(metric)} of {member.name} on validation by epoch",
                     ),
                 ],
-                [
-                    LegendEntry("validation", charts.swatch(style)),
-                    LegendEntry("train", charts.swatch(f"{style} dotted")),
-                ],
+                legend,
                 f"Best epoch {count(member.best_epoch)}, of {count(member.num_epochs)}.",
             )
         )

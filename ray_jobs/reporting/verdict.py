@@ -67,6 +67,11 @@ def _objective(result: JobResult, split: str) -> MetricValue | None:
     return result.metrics.get(split, {}).get(result.objective.metric)
 
 
+def _in_full(score: MetricValue) -> str:
+    known = score.low is not None and score.high is not None
+    return f"{number(score.value)} ({interval(score)})" if known else number(score.value)
+
+
 def _headline(result: JobResult, test: MetricValue) -> str:
     score = f"{metric_label(result.objective.metric)} {number(test.value)}"
     data = result.data
@@ -76,8 +81,8 @@ def _headline(result: JobResult, test: MetricValue) -> str:
     baseline = no_skill(result.objective.metric, result)
     if baseline is not None and not _beats(result, result.objective.metric, test, baseline):
         return (
-            f"It has learned nothing certain about {data.label}: {score} on test, "
-            f"where no skill scores {number(baseline)}."
+            f"It is not shown to be better than no skill: {score} on test, where an answer that "
+            f"never looks at the features scores {number(baseline)}."
         )
     num, noun = (rows.num_groups, "group") if data.grouped_by else (rows.num_rows, "row")
     used = _used(result)
@@ -104,9 +109,12 @@ def _choice(result: JobResult) -> list[str]:
     sentences = []
     used = _used(result)
     if result.ensemble and used:
-        of_members = f"of {plural(len(result.members), 'member')}"
-        share = f"{used[0]} alone" if len(used) == 1 else f"{len(used)} {of_members}"
-        sentences.append(f"Chosen on validation: {result.ensemble.strategy}, {share}.")
+        if len(used) == 1:
+            choice = f"{used[0]} alone"
+        else:
+            members = plural(len(result.members), "member")
+            choice = f"{result.ensemble.strategy}, {len(used)} of {members}"
+        sentences.append(f"Chosen on validation: {choice}.")
     if result.data and result.data.grouped_by:
         sentences.append(f"Grouped by {result.data.grouped_by}.")
     if result.model:
@@ -158,8 +166,8 @@ def _scores(result: JobResult) -> Iterator[Finding]:
         if score and baseline is not None and not _beats(result, other, score, baseline):
             yield Finding(
                 "warning",
-                f"{metric_label(other)} on test, {number(score.value)} ({interval(score)}), is not "
-                f"beyond what no skill scores: {number(baseline)}.",
+                f"{metric_label(other)} on test, {_in_full(score)}, is not beyond what no skill "
+                f"scores: {number(baseline)}.",
             )
 
 
@@ -172,9 +180,8 @@ def _ceilings(result: JobResult) -> Iterator[Finding]:
         if reached.low is not None and _beats(result, metric, reached, ceiling):
             yield Finding(
                 "fault",
-                f"{name} {number(reached.value)} ({interval(reached)}) is better than its ceiling "
-                f"{number(ceiling)}, the score of the true probability: the evaluation is at "
-                "fault.",
+                f"{name} {_in_full(reached)} is better than its ceiling {number(ceiling)}, the "
+                "score of the true probability: the evaluation is at fault.",
             )
         else:
             yield Finding(
@@ -201,14 +208,18 @@ def _leaks(result: JobResult) -> Iterator[Finding]:
     if result.data is None:
         return
     leakage = result.data.leakage
+    telling = []
     for column in leakage.columns:
-        alone = f"Column {column.column} alone reaches AUC {number(column.auc)}"
+        alone = f"{column.column} alone reaches AUC {number(column.auc)}"
         if column.refused:
-            yield Finding("note", f"{alone} and was refused.")
+            yield Finding("note", f"Column {alone} and was refused.")
         elif column.auc >= _TELLING_AUC:
-            yield Finding("warning", f"{alone} and was kept: it may give the label away.")
+            yield Finding("warning", f"Column {alone} and was kept: it may give the label away.")
         else:
-            yield Finding("note", f"{alone}.")
+            telling.append(alone)
+    if telling:
+        more = f"; {plural(len(telling) - 3, 'column')} more" if telling[3:] else ""
+        yield Finding("note", f"{'; '.join(telling[:3])}{more}.")
     duplicates = leakage.duplicates
     if duplicates.num_across_splits:
         rows = plural(duplicates.num_across_splits, "row")

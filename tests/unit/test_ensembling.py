@@ -208,6 +208,20 @@ def test_the_threshold_is_that_of_the_calibrated_blend():
         assert all(binary_metrics(y, p, t).get(objective, 0) <= best for t in np.unique(p))
 
 
+def test_a_strategy_of_too_much_log_loss_is_passed_over():
+    y, groups, _ = data(900)
+    # "sure" decides best and is dreadful where it is wrong; "shy" knows the base rate alone.
+    sure = np.where(np.arange(900) % 12 == 0, 1.0 - y, y)
+    predictions = {"sure": sure, "shy": np.full(900, y.mean())}
+    ensemble = build(predictions, y, groups, calibration="none")
+    simplest = ensemble.candidates[0]
+    assert simplest.strategy == "single:sure"
+    assert simplest.objective > 0.85
+    assert simplest.log_loss > 1
+    assert ensemble.strategy == "equal"
+    assert ensemble.notes == ()
+
+
 def test_where_everything_harms_the_best_member_is_taken_as_it_is():
     y, groups, z = data(150, rows_a_group=1)
     predictions = {"truth": expit(z)} | members(["fair", "noise"], y, z)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from ray_jobs.ensembling.blend import Blend
 from ray_jobs.ensembling.calibration import choose_calibration, fit_calibration
 from ray_jobs.ensembling.comparison import Score, exceeds, simplest_near_best
 from ray_jobs.ensembling.folds import make_folds
 from ray_jobs.ensembling.logistic import expit, fit_logistic, logit
-from ray_jobs.ensembling.selection import greedy_weights
+from ray_jobs.ensembling.selection import _select, greedy_weights
 from ray_jobs.ensembling.stacking import stack
 from ray_jobs.ensembling.validation import Validation
 from ray_jobs.ensembling.weights import best_member, exponential_weights, member_scores
@@ -89,6 +90,12 @@ def test_greedy_finds_the_mixture_of_least_log_loss():
     assert loss < min(log_losses(y, w @ members).mean() for w in grid) + 5e-4
 
 
+def test_greedy_keeps_the_best_average_on_its_way():
+    # By symmetry a third each is best, which three picks can reach and twenty cannot.
+    likelihood = np.array([[0.9, 0.5, 0.1], [0.1, 0.9, 0.5], [0.5, 0.1, 0.9]])
+    assert _select(likelihood) == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+
+
 def test_greedy_takes_whole_clusters():
     # Within each cluster one member is right; a bag of half the clusters cannot know of the others.
     y = np.tile([0, 1], 20).astype(np.int8)
@@ -99,6 +106,24 @@ def test_greedy_takes_whole_clusters():
     )
     bags = greedy_weights(members, y, clusters, seed=0) * 10
     assert bags == pytest.approx(np.round(bags))
+
+
+# Validation and blend
+
+
+def test_clusters_of_some_rows_are_numbered_anew():
+    validation = Validation.of({"b": [0.1] * 6, "a": [0.2] * 6}, [0, 1] * 3, list("zzyyxx"))
+    assert validation.members == ["a", "b"]
+    assert validation.clusters.tolist() == [2, 2, 1, 1, 0, 0]
+    part = validation.take(np.array([1, 0, 0, 0, 1, 1], bool))
+    assert part.clusters.tolist() == [1, 0, 0]
+    assert part.y.tolist() == [0, 0, 1]
+
+
+def test_rounding_leaves_a_mean_of_certainties_certain():
+    weights = {"a": 0.7, "b": 0.1, "c": 0.2, "d": np.spacing(1.0)}
+    blend = Blend(weights=weights)
+    assert blend.predict_proba({name: [1.0] for name in weights}).max() <= 1
 
 
 # Logistic regression, stacking and calibration

@@ -57,6 +57,12 @@ def test_what_holds_in_train_alone_is_no_leak(y: NDArray[np.int8]) -> None:
     assert find_leaks(train, val, allowed=[], seed=0) == []
 
 
+def test_what_holds_nearly_always_in_val_is_reported(y: NDArray[np.int8]) -> None:
+    rarely_wrong = np.where(np.arange(len(y)) % 50 == 0, 1 - y, y)
+    leaks = find_leaks(rows_with(y, y), rows_with(rarely_wrong, y), allowed=[], seed=0)
+    assert [(leak.column, leak.refused) for leak in leaks] == [("alarm", False)]
+
+
 def test_a_handful_of_rows_proves_nothing(y: NDArray[np.int8]) -> None:
     rows = rows_with(y, y)
     few = rows.take(np.r_[np.flatnonzero(y)[:9], np.flatnonzero(y == 0)])

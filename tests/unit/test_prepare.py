@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from conftest import real_data
 from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.result import DataSummary
 from ray_jobs.spec import DataSpec
 from ray_jobs.storage import Storage
+from tests.conftest import real_data
 
 
 class Journal:
@@ -165,7 +166,15 @@ def test_a_damaged_dataset_is_refused(storage: Storage, csv: Path) -> None:
     summary = run(storage, path=csv, label_column="fire")
     other = run(storage, path=csv, label_column="fire", feature_columns=["heat"])
     storage.write_bytes(shard_path(summary.path, 1), storage.read_bytes(shard_path(other.path, 0)))
-    with pytest.raises(DataError, match=r"rows are not those it was split into. Delete the folder"):
+    message = "rows are not those it was split into. Delete the folder"
+    with pytest.raises(DataError, match=message):
+        load_splits(storage, summary)
+    storage.delete(shard_path(summary.path, 1))
+    load_splits(storage, summary)
+    path = storage.local(shard_path(summary.path, 0))
+    rows = pq.read_table(path)
+    pq.write_table(rows.take(list(reversed(range(len(rows))))), path)
+    with pytest.raises(DataError, match=message):
         load_splits(storage, summary)
 
 
@@ -244,7 +253,7 @@ def simulated_columns(index: int, grouped: bool) -> dict[str, NDArray[Any]]:
     p = rng.random(500).astype(np.float32)
     columns: dict[str, NDArray[Any]] = {
         "row_id": np.arange(500) + 500 * index,
-        "episode": np.repeat(np.arange(10), 50) + 10 * index,
+        "episode": np.repeat(np.arange(10)[::-1], 50) + 10 * index,
         "a": (p + rng.normal(size=500)).astype(np.float32),
         "b": rng.normal(size=500).astype(np.float32),
         "p_fire": p,
@@ -295,6 +304,7 @@ def test_simulated_shards_are_used_in_place(storage: Storage, generator: str) ->
         assert np.array_equal(rows.x[:, 1], whole["b"][rows.row_id])
         assert np.array_equal(rows.y, whole["fire"][rows.row_id])
         assert np.array_equal(rows.group, whole["episode" if grouped else "row_id"][rows.row_id])
+        assert np.all(np.diff(rows.group) >= 0)
     assert sum(rows.num_groups for rows in splits.values()) == (20 if grouped else 1000)
 
 

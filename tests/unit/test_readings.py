@@ -282,6 +282,16 @@ def test_a_counter_that_starts_again_tells_the_sessions(csv: Path) -> None:
     assert readings.name_group(0) == "session 1"
 
 
+def test_rows_dropped_are_dropped_from_the_groups_too(csv: Path) -> None:
+    table = frame()
+    table["room"] = ["b", "a", "a"] * 20
+    table.loc[[0, 4], "heat"] = np.nan
+    table.to_csv(csv, index=False)
+    rows = read(csv, group_column="room", nonfinite="drop").rows
+    assert np.array_equal(rows.group, rows.row_id % 3 > 0)
+    assert len(rows) == 58
+
+
 def test_sessions_outlive_the_rows_dropped(csv: Path) -> None:
     table = frame()
     table["n"] = list(range(30)) * 2

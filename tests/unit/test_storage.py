@@ -93,3 +93,9 @@ def test_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, content: byte
     storage.write_bytes("bytes", content)
     assert storage.read_bytes("bytes") == content
     assert not [name for name in os.listdir(storage.local()) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x"])
+def test_no_path_leaves_the_root(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ValueError, match="is not a path below"):
+        Storage(tmp_path).write_text(path, "")

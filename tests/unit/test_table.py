@@ -156,10 +156,10 @@ def test_files_must_have_the_same_columns(tmp_path: Path) -> None:
 
 
 def test_types_that_differ_between_files(tmp_path: Path) -> None:
-    write(tmp_path, "a.csv", "x\n1\n")
-    write(tmp_path, "b.csv", "x\nhot\n")
-    assert read(tmp_path).columns.column("x").to_pylist() == ["1", "hot"]
-    write(tmp_path, "b.csv", "x\ntrue\n")
+    write(tmp_path, "a.csv", "x,y\n1,2\n")
+    write(tmp_path, "b.csv", "y,x\n3,hot\n")
+    assert read(tmp_path).columns.to_pydict() == {"x": ["1", "hot"], "y": [2, 3]}
+    write(tmp_path, "b.csv", "y,x\n3,true\n")
     with pytest.raises(DataError, match=r"do not fit together: .*Field x has incompatible types"):
         read(tmp_path)
 

@@ -34,21 +34,27 @@ CLIP = {
     "gas_delta": (-500, 500),
     "gas_vel": (-100, 100),
 }
+BLUR = 0.05
 
 
 def draw_rows(
     seed: int, shard: int, num_rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.float32]]:
-    """Features [N, 18], labels [N] and the probability [N] that each label was drawn with."""
+    """Features [N, 18], labels [N] and P(fire | features) [N], which no honest model outranks.
+
+    A label is drawn with probability clip(score + N(0, 0.05), 0, 1). Of that blur the features tell
+    nothing: what is returned is the expectation over it.
+    """
     rng = np.random.default_rng(SeedSequence(seed, spawn_key=(2, shard)))
     features = np.stack(_draw_columns(rng, num_rows), axis=1).astype(np.float32)
-    probability = fire_probability(rng, features)
-    fire = rng.random(num_rows) < probability
-    return features, fire.astype(np.int8), probability.astype(np.float32)
+    score = fire_score(features)
+    blurred = np.clip(score + rng.normal(0, BLUR, num_rows), 0, 1)
+    fire = (rng.random(num_rows) < blurred).astype(np.int8)
+    return features, fire, _expected_clip(score, BLUR).astype(np.float32)
 
 
-def fire_probability(rng: Generator, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """P(fire) of rows [N, 18]: a clipped score of thresholds, blurred by N(0, 0.05), clipped."""
+def fire_score(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A sum of thresholds that a row [N, 18] passes, clipped to 0..1."""
     value = dict(zip(FEATURES, features.T, strict=True))
     t_max, gas = value["t_max"], value["gas_val"]
     area, grad = value["t_hot_area_pct"], value["t_grad_mean"]
@@ -65,7 +71,16 @@ def fire_probability(rng: Generator, features: NDArray[np.float32]) -> NDArray[n
         + 0.3 * ((t_max > 70) & (gas > 1000))
         + 0.2 * ((area > 20) & (grad > 10))
     )
-    return np.clip(np.clip(score, 0, 1) + rng.normal(0, 0.05, len(features)), 0, 1)
+    return np.clip(score, 0, 1)
+
+
+def _expected_clip(mean: NDArray[np.float64], std: float) -> NDArray[np.float64]:
+    """E[clip(X, 0, 1)] of X ~ N(mean, std): the mean of a rectified normal distribution."""
+    from scipy.special import ndtr
+
+    low, high = -mean / std, (1 - mean) / std
+    density = np.exp(-(np.stack([low, high]) ** 2) / 2) / np.sqrt(2 * np.pi)
+    return mean * (ndtr(high) - ndtr(low)) + std * (density[0] - density[1]) + ndtr(-high)
 
 
 def _draw_columns(rng: Generator, num_rows: int) -> list[NDArray[np.float64]]:

@@ -101,9 +101,9 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.time_s = np.arange(self.num_readings, dtype=np.float64) * INTERVAL_S
-        self.ambient_c = np.full(self.num_readings, self.room.ambient_c)
-        self.air_changes_per_h = np.full(self.num_readings, self.room.air_changes_per_h)
-        self.co2_l_s = np.zeros(self.num_readings)
+        self.ambient_c = np.full(self.num_readings, self.room.ambient_c, dtype=np.float64)
+        self.air_changes_per_h = np.full_like(self.ambient_c, self.room.air_changes_per_h)
+        self.co2_l_s = np.zeros_like(self.ambient_c)
 
     @property
     def duration_s(self) -> float:

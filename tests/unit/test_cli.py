@@ -1,0 +1,126 @@
+"""Wrong input on purpose: one message, the right exit code, and no run that looks like a success."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from tests.conftest import SMALL_JOB, arguments
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture):
+    """Call the command line in this process; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["emberline", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capfd.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def table(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "fier"], 2, "error: no workload 'fier'; there is fire (did you mean 'fire'?)\n"),
+        (["run", "fire", "--set", "sed=1"], 2, "error: --set: sed: unknown key; the top level has"),
+        (["run", "fire", "--config", "x.yaml"], 2, "error: x.yaml: no such file"),
+        (["run", "fire", "--target", "moon"], 2, "target: input should be 'local'"),
+        (["run", "fire", "--run-id", "a/b"], 2, "run id 'a/b': use letters, digits"),
+        (["run", "fire", "--storage", "/proc/x"], 3, "storage '/proc/x' cannot be written"),
+        (["run", "fire", "--resume"], 2, "no unfinished run of 'fire' under './runs'"),
+        (["report", "absent"], 2, "no run 'absent' under './runs'"),
+        (["compare", "absent", "other"], 2, "no run 'absent' under './runs'"),
+        (["data", "gcode", "-o", "out"], 2, "no simulator for 'gcode'; there is one for fire"),
+        (["data", "fire", "-o", "out", "--generator", "x"], 2, "--generator 'x' is not one of"),
+        (["data", "fire", "-o", "out", "--samples", "1"], 2, "greater than or equal to 100"),
+        (["runn"], 2, "No such command 'runn'"),
+        (["run"], 2, "issing argument"),
+    ],
+)
+def test_wrong_usage(call, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    exit_code, out, err = call(*words)
+    assert exit_code == code
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_json_tells_of_an_error_too(call) -> None:
+    exit_code, out, _ = call("run", "fire", "--set", "seed=x", "--json")
+    assert exit_code == 2
+    assert json.loads(out)["exit_code"] == 2
+    assert json.loads(out)["reason"].startswith("--set: seed: ")
+
+
+def test_a_dry_run_checks_and_trains_nothing(call, tmp_path: Path) -> None:
+    exit_code, out, _ = call("run", "fire", "--dry-run", "--json", *arguments(*SMALL_JOB))
+    assert exit_code == 0
+    plan = json.loads(out)
+    assert plan["num_rows"] == {"train": 2100, "val": 450, "test": 450}
+    assert [member["name"] for member in plan["members"]] == list(plan["spec"]["members"])
+    assert plan["members"][0]["hyperparameters"]["num_trees"] == 20
+    assert plan["seconds"] > 0
+    assert not list(tmp_path.rglob("*.yaml"))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_dry_run_finds_the_faults_of_a_table(call, tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "a,b,fire\n1,x,0\n" + "2,3,1\n" * 30)
+    exit_code, _, err = call(
+        "run", "fire", "--dry-run", *arguments(f"data.path={path}", "data.label_column=fyre")
+    )
+    assert exit_code == 3
+    assert "t.csv" in err
+    assert "'fyre'" in err
+    assert "'fire'" in err
+
+
+def test_simulated_rows_are_written_once(call, tmp_path: Path) -> None:
+    exit_code, out, _ = call("data", "fire", "--samples", "500", "-o", "rows", "--json")
+    assert exit_code == 0
+    assert json.loads(out)["num_rows"] == 500
+    exit_code, _, err = call("data", "fire", "--samples", "500", "-o", "rows")
+    assert exit_code == 2
+    assert "rows already holds Parquet files; name an empty folder with -o" in err
+
+
+def test_the_doctor_exits_3_with_a_fix(call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    exit_code, out, _ = call("doctor", "--storage", str(tmp_path / "file"), "--json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert exit_code == 3
+    assert not checks["storage"]["passed"]
+    assert checks["storage"]["fix"]
+    assert checks["packages"]["passed"]
+    exit_code, out, _ = call("doctor")
+    assert exit_code == 0
+    assert "failed" not in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    import subprocess
+
+    heavy = {"torch", "ray", "mlflow", "kfp", "sagemaker", "boto3", "sklearn", "pandas", "scipy"}
+    code = (
+        "import sys; sys.argv = ['emberline', 'run', '--help']\n"
+        "from pipelines.cli import main\n"
+        "try: main()\n"
+        f"except SystemExit: print(sorted({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
