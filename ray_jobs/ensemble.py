@@ -44,7 +44,7 @@ def build(run: Run) -> Ensemble:
             results,
             predictions,
             val.y,
-            val.group,
+            val.independent,
             strategy=run.spec.ensemble.strategy,
             calibration=run.spec.ensemble.calibration,
             objective=run.spec.objective,
@@ -55,7 +55,7 @@ def build(run: Run) -> Ensemble:
         for note in ensemble.notes:
             journal("warning", message=note)
         combined = ensemble.predict_proba(predictions)
-        Predictions(val.row_id, val.y, val.group, combined, predictions).write(
+        Predictions(val.row_id, val.y, val.independent, combined, predictions).write(
             run.storage, run.path("artifacts/predictions-val.parquet")
         )
         run.storage.write_text(run.path(_FILE), ensemble.model_dump_json(indent=2))

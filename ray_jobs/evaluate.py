@@ -103,7 +103,7 @@ def _predict_test(run: Run, data: DataSummary, members: list[MemberResult]) -> P
             model.load(folder)
         probabilities[member.name] = model.predict_proba(test)
     combined = read_ensemble(run).predict_proba(probabilities)
-    return Predictions(test.row_id, test.y, test.group, combined, probabilities)
+    return Predictions(test.row_id, test.y, test.independent, combined, probabilities)
 
 
 def _score(run: Run, rows: Predictions, p: NDArray[np.float64], threshold: float | None) -> Metrics:

@@ -149,7 +149,7 @@ def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> Memb
     report = member.fit(train, val, context)
     p = member.predict_proba(val)
     threshold = best_threshold(val.y, p, run.spec.objective.metric)
-    metrics = bootstrap_intervals(val.y, p, threshold, groups=val.group, seed=run.spec.seed)
+    metrics = bootstrap_intervals(val.y, p, threshold, groups=val.independent, seed=run.spec.seed)
     with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
         folder = Path(scratch)
         member.save(folder)

@@ -1,5 +1,4 @@
-"""Rows in memory: `Rows` for one split, `Splits` for the three, and how a sequence model sees
-their histories."""
+"""Rows: the labelled readings of a split, in memory."""
 
 from __future__ import annotations
 
@@ -24,16 +23,15 @@ class Rows:
     group: NDArray[np.int64]  # [N], non-decreasing; rows of one group were recorded together
     row_id: NDArray[np.int64]  # [N], unique, stable across runs
     features: tuple[str, ...]  # F names
-    true_probability: NDArray[np.float32] | None = (
-        None  # [N], P(label) where the generator knows it
-    )
+    true_probability: NDArray[np.float32] | None = None  # [N], where the generator knows it
+    cluster: NDArray[np.int64] | None = None  # [N], if groups repeat each other: which are one
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Rows:
         """The rows at `index`, in that order."""
-        known = self.true_probability
+        known, cluster = self.true_probability, self.cluster
         return replace(
             self,
             x=self.x[index],
@@ -41,7 +39,13 @@ class Rows:
             group=self.group[index],
             row_id=self.row_id[index],
             true_probability=None if known is None else known[index],
+            cluster=None if cluster is None else cluster[index],
         )
+
+    @property
+    def independent(self) -> NDArray[np.int64]:
+        """The independent unit of each row, for splits and intervals. Shape [N]."""
+        return self.group if self.cluster is None else self.cluster
 
     def history_length(self, window: int) -> NDArray[np.int64]:
         """How many readings of its group, itself included, each row can look back on: 1..window.
@@ -58,16 +62,3 @@ class Rows:
     def digest(self) -> str:
         """sha256 of the sorted row ids: two splits with the same digest hold the same rows."""
         return hashlib.sha256(np.sort(self.row_id).astype("<i8").tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three splits. `test` is for one reading, at the very end."""
-
-    train: Rows
-    val: Rows
-    test: Rows
-
-    def __getitem__(self, name: str) -> Rows:
-        assert name in SPLITS, name
-        return getattr(self, name)

@@ -166,7 +166,8 @@ def _split_and_write(
         shards = _write_rows(storage, folder, readings, emit)
     for stray in set(shard_paths(storage, folder)) - set(shards):
         storage.delete(stray)
-    write_splits(storage, folder, rows.row_id, split, rows.y if data.shuffle_labels else None)
+    shuffled_y = rows.y if data.shuffle_labels else None
+    write_splits(storage, folder, rows.row_id, split, repeats.independent, shuffled_y)
     summary = DataSummary(
         source=f"table:{data.path}" if data.path else f"simulator:{data.generator}",
         path=folder,

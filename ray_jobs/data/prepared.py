@@ -1,7 +1,7 @@
 """A prepared dataset on the storage: a folder of readings, their splits, and a summary.
 
 `rows-*.parquet` are the readings. `splits.parquet` holds, row by row in the same order, each row's
-id and split, and its label if labels were shuffled. `dataset.json` is the summary and is written
+id, split and independent group, and its label if labels were shuffled. `dataset.json` is the summary and is written
 last: a folder without it is unfinished.
 """
 
@@ -56,7 +56,8 @@ def load_splits(
         if "label" in assigned.column_names:
             y = assigned.column("label").to_numpy()[masks[name]]
             rows = replace(rows, y=y, true_probability=None)  # noqa: PLW2901
-        loaded[name] = _in_group_order(rows)
+        cluster = assigned.column("cluster").to_numpy()[masks[name]]
+        loaded[name] = _in_group_order(replace(rows, cluster=cluster))
     if not is_whole:
         raise DataError(
             f"{storage.display(summary.path)}: the dataset's rows are not those it was split into. "
@@ -70,10 +71,11 @@ def write_splits(
     folder: str,
     row_id: NDArray[np.int64],
     split: NDArray[np.int8],
+    cluster: NDArray[np.int64],
     shuffled_y: NDArray[np.int8] | None,
 ) -> None:
     """Store each row's split. All arrays are of shape [N], in the order of the folder's shards."""
-    columns = {"row_id": row_id, "split": split}
+    columns: dict[str, NDArray[Any]] = {"row_id": row_id, "split": split, "cluster": cluster}
     if shuffled_y is not None:
         columns["label"] = shuffled_y
     with storage.open_output(f"{folder}/{SPLITS_FILE}") as stream:

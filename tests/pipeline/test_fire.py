@@ -168,7 +168,10 @@ def test_a_member_that_fails_is_left_out_with_its_reason(finished: tuple[Path, s
     )
     done = emberline("run", "fire", "--run-id", "few", *words, "--json", cwd=home)
     assert done.returncode == 4
-    assert "4 of 5 members were fitted, but ensemble.min_members is 5 (lstm_classifier: " in done.stderr
+    assert (
+        "4 of 5 members were fitted, but ensemble.min_members is 5 (lstm_classifier: "
+        in done.stderr
+    )
     assert read(home, "few").status == "FAILED"
     assert json.loads(done.stdout)["exit_code"] == 4
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,9 +21,10 @@ from ray_jobs.data.features import FEATURES, INTERVAL_S, extract_features
 from ray_jobs.data.shards import Roles, read_roles
 from ray_jobs.data.simulator import activities, faults, fires, gas, generate, thermal
 from ray_jobs.data.simulator.episodes import MAX_READINGS, MIN_READINGS, SCENARIOS
-from ray_jobs.data.simulator.independent import CLIP, draw_rows
+from ray_jobs.data.simulator.independent import CLIP, draw_rows, fire_score
 from ray_jobs.data.simulator.scene import CO2_L_PER_KJ, Room, Scene, Source
 from ray_jobs.data.simulator.signals import lag, wander
+from ray_jobs.errors import RetryableError
 from ray_jobs.storage import Storage
 from tests.conftest import real_data
 
@@ -167,8 +169,7 @@ def test_a_source_smaller_than_a_pixel_gives_it_a_share(
     flame = Source(
         x_m=x_m, y_m=y_m, half_width_m=half, half_height_m=half, excess_k=900, soft=True, opacity=1
     )
-    cold = thermal.radiance(np.float32(20))
-    hot = thermal.radiance(np.float32(920))
+    cold, hot = thermal.radiance(np.array([20, 920], dtype=np.float32))
     share = float((image_of(flame) - cold).sum() / (hot - cold))
     area_of_a_bump = np.pi / np.log(2) * (8 * half) ** 2
     assert share == pytest.approx(area_of_a_bump, rel=0.25)
@@ -194,7 +195,9 @@ def test_an_episode_is_physically_possible(scenario: str) -> None:
             assert not episode.fire.any()
         features = episode.features()
         assert np.isfinite(features).all()
-        assert np.array_equal(features, extract_features(episode.frames_c, episode.co2_ppm))
+        assert np.array_equal(
+            features, extract_features(episode.frames_c, episode.co2_ppm.astype(np.float32))
+        )
 
 
 def test_an_episode_can_be_made_again_and_no_two_are_alike() -> None:
@@ -211,14 +214,24 @@ def test_a_fault_shows_in_what_its_sensor_reads(
 ) -> None:
     monkeypatch.setattr(faults, "FAULTS", (fault,))
     monkeypatch.setattr(faults, "SENSORS", (sensor,))
-    sound = rng().normal(22, 0.1, (100, 24, 32)).astype(np.float32), rng().normal(600, 9, 100)
-    frames, co2 = (readings.copy() for readings in sound)
+    sound_frames = rng().normal(22, 0.1, (100, 24, 32)).astype(np.float32)
+    sound_co2 = rng().normal(600, 9, 100)
+    frames, co2 = sound_frames.copy(), sound_co2.copy()
     faults.add_fault(rng(2), frames, co2)
-    assert np.array_equal(frames, sound[0]) == (sensor == "co2")
-    assert np.array_equal(co2, sound[1]) == (sensor == "camera")
+    assert np.array_equal(frames, sound_frames) == (sensor == "co2")
+    assert np.array_equal(co2, sound_co2) == (sensor == "camera")
     changed = co2 if sensor == "co2" else frames
     assert np.isnan(changed).any() == (fault == "dropout")
-    assert np.isfinite(extract_features(frames, co2)).all()
+    assert np.isfinite(extract_features(frames, co2.astype(np.float32))).all()
+
+
+def test_faults_come_with_their_scenario_and_now_and_then_with_any() -> None:
+    def is_broken(episode: simulator.Episode) -> bool:
+        return bool(np.isnan(episode.co2_ppm).any() or np.isnan(episode.frames_c).any())
+
+    for scenario, low, high in (("sensor_fault", 8, 25), ("people", 0, 6)):
+        rooms = [simulator.simulate_episode(4, index, 60, scenario) for index in range(40)]
+        assert low <= sum(map(is_broken, rooms)) <= high  # a third of the faults are dropouts
 
 
 def test_every_scenario_occurs_and_none_gives_the_label_away(dataset: pa.Table) -> None:
@@ -284,7 +297,7 @@ def test_co2_of_a_quiet_room_is_like_that_of_a_real_one() -> None:
     st.sampled_from(["episodes", "independent"]), st.integers(1, 60_000), st.integers(0, 2**32 - 1)
 )
 def test_a_plan_holds_the_rows_asked_for(
-    generator: generate.Generator, num_samples: int, seed: int
+    generator: generate.GeneratorName, num_samples: int, seed: int
 ) -> None:
     plans = generate.plan_shards(generator, num_samples, seed)
     assert sum(plan.num_rows for plan in plans) == num_samples
@@ -350,6 +363,12 @@ def test_shards_of_episodes_say_what_they_hold(dataset: pa.Table) -> None:
     step = np.diff(time_s)[np.diff(episode) == 0]
     assert (step == INTERVAL_S).all()
     assert (time_s[np.r_[True, np.diff(episode) == 1]] == 0).all()
+    assert set(np.diff(episode)) == {0, 1}
+    assert episode[0] == 0
+    again = simulator.simulate_episode(
+        3, int(episode[-2000]), int((episode == episode[-2000]).sum())
+    )
+    assert np.array_equal(features_of(dataset)[episode == episode[-2000]], again.features())
 
 
 def test_independent_rows_have_the_ceiling_that_they_were_made_for(tmp_path: Path) -> None:
@@ -378,6 +397,27 @@ def test_independent_rows_can_be_drawn_again() -> None:
         assert not np.array_equal(part, other)
 
 
+def test_the_score_adds_up_the_thresholds_that_are_passed() -> None:
+    def score(**values: float) -> float:
+        row = [values.get(name, 0.0) for name in FEATURES]
+        return float(fire_score(np.array([row], dtype=np.float32))[0])
+
+    assert score() == 0
+    assert score(t_max=60, t_p95=55, t_mean=40, t_hot_area_pct=15, gas_val=800) == 0  # not above
+    assert score(t_max=61) == pytest.approx(0.3)
+    assert score(t_p95=56) == pytest.approx(0.25)
+    assert score(t_mean=41) == pytest.approx(0.2)
+    assert score(t_hot_area_pct=16) == pytest.approx(0.2)
+    assert score(t_hot_largest_blob_pct=6) == pytest.approx(0.15)
+    assert score(t_grad_mean=9) == pytest.approx(0.15)
+    assert score(t_diff_mean=13) == pytest.approx(0.15)
+    assert score(gas_val=801) == pytest.approx(0.25)
+    assert score(gas_delta=151) == pytest.approx(0.2)
+    assert score(t_max=71, gas_val=1001) == pytest.approx(0.3 + 0.25 + 0.3)
+    assert score(t_hot_area_pct=21, t_grad_mean=11) == pytest.approx(0.2 + 0.15 + 0.2)
+    assert score(t_max=71, gas_val=1001, t_p95=56) == 1  # clipped
+
+
 def test_independent_columns_are_independent_and_clipped() -> None:
     features, _, _ = draw_rows(0, 0, 30_000)
     correlation = np.corrcoef(features.T) - np.eye(len(FEATURES))
@@ -388,6 +428,9 @@ def test_independent_columns_are_independent_and_clipped() -> None:
     mean = dict(zip(FEATURES, features.mean(0), strict=True))
     assert mean["t_mean"] == pytest.approx(25, abs=0.5)
     assert mean["t_std"] == pytest.approx(10, abs=0.3)  # Gamma of shape 2 and scale 5
+    spread = dict(zip(FEATURES, features.std(0), strict=True))
+    assert spread["t_std"] == pytest.approx(5 * 2**0.5, abs=0.3)
+    assert spread["t_grad_mean"] == pytest.approx(3 * 2**0.5, abs=0.2)
     assert mean["t_hot_area_pct"] == pytest.approx(200 / 7, abs=0.5)
     assert mean["t_hot_largest_blob_pct"] == pytest.approx(10, abs=0.3)
 
@@ -397,6 +440,50 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
         simulator.generate_shards(
             Storage(tmp_path), "rows", generator="episodes", num_samples=0, seed=0
         )
+
+
+def test_a_killed_worker_ends_the_run_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "SHARD_ROWS", 300)
+
+    def kill_one(_done: int, _total: int) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(RetryableError) as error:
+        simulator.generate_shards(
+            Storage(tmp_path),
+            "rows",
+            generator="episodes",
+            num_samples=100_000,
+            seed=0,
+            num_workers=2,
+            progress=kill_one,
+        )
+    assert str(error.value) == (
+        "a process that simulates was killed, perhaps for memory: run again, with fewer of them"
+    )
+
+
+def test_a_progress_that_raises_stops_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "SHARD_ROWS", 300)
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        simulator.generate_shards(
+            Storage(tmp_path),
+            "rows",
+            generator="episodes",
+            num_samples=100_000,
+            seed=0,
+            num_workers=2,
+            progress=interrupt,
+        )
+    assert not multiprocessing.active_children(), interrupted
 
 
 def test_the_digest_tells_generators_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +508,7 @@ def test_a_worker_imports_little() -> None:
 GENERATE_FOREVER = """
 import multiprocessing, sys
 from ray_jobs.data.simulator import generate
+from ray_jobs.errors import RetryableError
 from ray_jobs.storage import Storage
 
 generate.SHARD_ROWS = 200
@@ -440,15 +528,19 @@ def test_no_worker_outlives_a_run_that_is_broken_off(how: signal.Signals, tmp_pa
     run = subprocess.Popen(
         [sys.executable, "-c", GENERATE_FOREVER, str(tmp_path)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert run.stdout is not None
     workers = [int(pid) for pid in run.stdout.readline().split()]
     assert len(workers) == 2
-    run.send_signal(how)
-    run.wait(timeout=60)
-    run.stdout.close()
+    if how == signal.SIGINT:
+        os.killpg(run.pid, how)  # a terminal tells every process
+    else:
+        run.send_signal(how)
+    _, messages = run.communicate(timeout=60)
+    assert messages.count("Traceback") == (how == signal.SIGINT)  # the parent's alone
     deadline = time.monotonic() + 30
     while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)

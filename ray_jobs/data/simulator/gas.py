@@ -37,9 +37,8 @@ def room_co2_ppm(scene: Scene) -> Series:
 
 def measure_co2(rng: Generator, scene: Scene) -> Series:
     """Readings of one sensor in the room, ppm [T]."""
-    at_sensor = lag(
-        room_co2_ppm(scene), rng.uniform(15, 60)
-    )  # the time the room's air takes to mix
+    mixing_s = rng.uniform(15, 60)  # what the room's air takes
+    at_sensor = lag(room_co2_ppm(scene), mixing_s)
     above_outdoor = np.maximum(at_sensor - scene.room.outdoor_co2_ppm, 0)
     eddies = wander(rng, scene.num_readings, 1.0, 40.0)
     eddies *= 3 + rng.uniform(0.01, 0.04) * above_outdoor

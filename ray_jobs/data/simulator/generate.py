@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,9 +25,10 @@ from ray_jobs.data.features import FEATURES
 from ray_jobs.data.shards import Roles, shard_path, write_shard
 from ray_jobs.data.simulator.episodes import SCENARIOS, episode_lengths, simulate_episode
 from ray_jobs.data.simulator.independent import draw_rows
+from ray_jobs.errors import RetryableError
 from ray_jobs.storage import Storage
 
-Generator = Literal["episodes", "independent"]
+GeneratorName = Literal["episodes", "independent"]
 Columns = Mapping[str, NDArray[np.generic] | pa.Array]
 
 SHARD_ROWS = 10_000
@@ -40,7 +43,7 @@ ROLES = {
 class ShardPlan:
     """Which rows one shard holds; enough to make it in any process."""
 
-    generator: Generator
+    generator: GeneratorName
     seed: int
     index: int
     first_row: int
@@ -53,7 +56,7 @@ def generate_shards(
     storage: Storage,
     folder: str,
     *,
-    generator: Generator,
+    generator: GeneratorName,
     num_samples: int,
     seed: int,
     num_workers: int | None = None,
@@ -73,15 +76,18 @@ def generate_shards(
     Raises:
         ValueError: `num_samples` is not positive.
         OSError: the storage cannot be written.
+        RetryableError: a worker was killed.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     plans = plan_shards(generator, num_samples, seed)
     done_rows = 0
-    for num_rows in _write_all(storage, folder, plans, num_workers or _num_cpus()):
-        done_rows += num_rows
-        if progress:
-            progress(done_rows, num_samples)
+    # Closed by name: a progress that raises must stop the workers at once.
+    with closing(_write_all(storage, folder, plans, num_workers or _num_cpus())) as done:
+        for num_rows in done:
+            done_rows += num_rows
+            if progress:
+                progress(done_rows, num_samples)
     return [shard_path(folder, plan.index) for plan in plans]
 
 
@@ -95,7 +101,7 @@ def generator_digest() -> str:
     return digest.hexdigest()
 
 
-def plan_shards(generator: Generator, num_samples: int, seed: int) -> list[ShardPlan]:
+def plan_shards(generator: GeneratorName, num_samples: int, seed: int) -> list[ShardPlan]:
     """Shards of about `SHARD_ROWS` rows; no episode is spread over two."""
     if generator == "independent":
         return [
@@ -122,7 +128,7 @@ def plan_shards(generator: Generator, num_samples: int, seed: int) -> list[Shard
 
 def _write_all(
     storage: Storage, folder: str, plans: list[ShardPlan], num_workers: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Write every shard; yields the rows of each as it is done."""
     num_workers = min(num_workers, len(plans))
     if num_workers == 1:
@@ -137,6 +143,10 @@ def _write_all(
         tasks = [pool.submit(_write_remotely, storage.uri, folder, plan) for plan in plans]
         for task in as_completed(tasks):
             yield task.result()
+    except BrokenProcessPool:
+        raise RetryableError(
+            "a process that simulates was killed, perhaps for memory: run again, with fewer of them"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
