@@ -17,7 +17,7 @@ setup: .venv/.ready  ## make .venv from requirements.lock
 	  uv="$$PWD/.uv/bin/uv"; \
 	fi; \
 	[ -x $(BIN)/python ] || "$$uv" venv --quiet --python '>=3.11,<3.14' .venv; \
-	VIRTUAL_ENV="$$PWD/.venv" "$$uv" pip sync --quiet --require-hashes requirements.lock && \
+	VIRTUAL_ENV="$$PWD/.venv" "$$uv" pip sync --quiet --require-hashes --compile-bytecode requirements.lock && \
 	VIRTUAL_ENV="$$PWD/.venv" "$$uv" pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,34 +78,42 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _end_with_parent() -> None:
+def main(run_uri: str) -> None:
+    """Run the pipeline of a run in this process, the leader of a process group."""
+    orphaned = threading.Event()
+    threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        _run_pipeline(Run.at(run_uri))
+    finally:
+        if orphaned.is_set():  # nobody else will end a step that outlives SIGTERM
+            os.killpg(0, signal.SIGKILL)
+
+
+def _watch_parent(orphaned: threading.Event) -> None:
+    """End this process group when the parent's end of the pipe on stdin closes."""
     while os.read(sys.stdin.fileno(), 1):
         pass
+    orphaned.set()
     os.killpg(0, signal.SIGTERM)
+    time.sleep(_STOP_TIMEOUT_S)
+    os.killpg(0, signal.SIGKILL)
 
 
-def main(run_uri: str) -> None:
-    """Run the pipeline of a run in this process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    this = Run.at(run_uri)
-
+def _run_pipeline(run: Run) -> None:
     from ray_jobs import ray_runtime
 
-    with ray_runtime.session(this.spec.resources):
+    with ray_runtime.session(run.spec.resources):
         import ray
         from kfp import local
 
-        from pipelines.fire import pipeline
-
+        pipeline = import_module(f"pipelines.{run.spec.workload}").pipeline
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # for the steps
         # The runner warns that a step's image is not used; that is what it is for.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
         with TemporaryDirectory(prefix="emberline-kfp-") as root:
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
-            pipeline(None if this.spec.parallel else 1)(
-                spec=this.spec.to_yaml(), run_id=this.run_id
-            )
+            pipeline(None if run.spec.parallel else 1)(spec=run.spec.to_yaml(), run_id=run.run_id)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ class Bundle:
             as_history: the rows are consecutive readings of one place, oldest first; otherwise each
                 stands alone.
         """
+        x = np.array(x, np.float32)  # a caller's array may be read-only, which torch cannot share
         group = np.zeros(len(x), np.int64) if as_history else np.arange(len(x))
         y = np.zeros(len(x), np.int8)  # unknown, and read by no member that predicts
         return self.predict_proba(Rows(x, y, group, np.arange(len(x)), self.features))

@@ -51,8 +51,6 @@ def train_members(run: Run, names: Sequence[str]) -> list[MemberResult]:
     A member that was fitted before, with the same configuration on the same rows, is not fitted
     again. A member that fails is a FAILED result; it takes no other with it.
     """
-    import ray
-
     from ray_jobs import ray_runtime
 
     data = read_data(run)
@@ -66,6 +64,8 @@ def train_members(run: Run, names: Sequence[str]) -> list[MemberResult]:
             waiting.append(name)
     if waiting:
         with ray_runtime.session(run.spec.resources) as cpus_per_member:
+            import ray  # not before the session has set what the import reads
+
             remote = ray.remote(_train_member).options(num_cpus=cpus_per_member, max_retries=2)
             if run.spec.parallel:
                 references = {

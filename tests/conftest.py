@@ -65,7 +65,7 @@ def emberline(*words: str, cwd: Path, **environment: str) -> subprocess.Complete
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback with the buckets `rows` and `runs`: the variables to reach it."""
+    """A real S3 server on loopback, buckets `rows` and `runs`: the variables to reach it."""
     import boto3
     from moto.server import ThreadedMotoServer
 

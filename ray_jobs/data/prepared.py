@@ -1,8 +1,8 @@
 """A prepared dataset on the storage: a folder of readings, their splits, and a summary.
 
 `rows-*.parquet` are the readings. `splits.parquet` holds, row by row in the same order, each row's
-id, split and independent group, and its label if labels were shuffled. `dataset.json` is the summary and is written
-last: a folder without it is unfinished.
+id, split and independent group, and its label if labels were shuffled. `dataset.json` is the
+summary and is written last: a folder without it is unfinished.
 """
 
 from __future__ import annotations

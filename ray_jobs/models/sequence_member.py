@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ray_jobs.models.networks import SequenceNetwork
 
+_Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 _WEIGHTS, _ABOUT = "weights.safetensors", "network.json"
 _EVAL_READINGS = 65_536  # readings scored at once: bounds memory, whatever the number of rows
 
@@ -72,17 +73,15 @@ class SequenceMember:
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        num_readings = config.batch_size * config.window
-        total_steps = config.epochs * math.ceil(len(train) / num_readings)
+        total_steps = config.epochs * self._num_batches(len(train))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: _warmup_cosine(step, config.warmup_steps, total_steps)
         )
 
         def train_losses(_epoch: int) -> Iterator[Tensor]:
-            tiles = windows.tiling(train, config.window, rng)
-            for batch in windows.batches(tiles, num_readings, rng):
-                index, real = (torch.from_numpy(array) for array in batch.gather())
-                yield binary_cross_entropy_with_logits(network(x[index])[real], y[index][real])
+            for batch in self._batches(train, rng):
+                index, scored = (torch.from_numpy(array) for array in batch)
+                yield binary_cross_entropy_with_logits(network(x[index])[scored], y[index][scored])
 
         def validate() -> dict[str, float]:
             return validation_metrics(val, self.predict_proba(val), context.objective)
@@ -97,6 +96,21 @@ class SequenceMember:
             validate=validate,
             context=context,
         )
+
+    def _num_batches(self, num_rows: int) -> int:
+        """About how many batches an epoch has."""
+        return math.ceil(num_rows / (self._config.batch_size * self._config.window))
+
+    def _batches(self, train: Rows, rng: np.random.Generator) -> Iterator[_Batch]:
+        """An epoch: the rows to gather [B, T], and at which of them the loss is taken [B, T].
+
+        One window a row with the loss at its last reading would read every row `window` times; with
+        the loss at every reading it is read once, for the same validation loss
+        (tests/bench/fire_batching.py).
+        """
+        tiles = windows.tiling(train, self._config.window, rng)
+        num_readings = self._config.batch_size * self._config.window
+        return (batch.gather() for batch in windows.batches(tiles, num_readings, rng))
 
     def predict_proba(self, rows: Rows) -> NDArray[np.float64]:
         import torch

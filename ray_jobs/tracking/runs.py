@@ -48,6 +48,7 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, not four
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -152,24 +152,24 @@ def test_the_same_seed_gives_the_same_numbers_two_at_once_and_by_module(
 
 def test_a_member_that_fails_is_left_out_with_its_reason(finished: tuple[Path, str]) -> None:
     home, _ = finished
-    words = arguments(*SMALL_JOB, "members.lstm_classifier.learning_rate=1.0e+30")
+    words = arguments(*SMALL_JOB, "members.transformer.learning_rate=1.0e+38")
     done = emberline("run", "fire", "--run-id", "bad", *words, "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     result = read(home, "bad")
-    lstm = next(member for member in result.members if member.name == "lstm_classifier")
-    assert lstm.status == "FAILED"
-    assert "lower the learning_rate" in lstm.reason
-    assert "lstm_classifier" not in result.ensemble.weights
-    assert any("lstm_classifier" in warning for warning in result.warnings)
-    assert lstm.metrics == {}
+    failed = next(member for member in result.members if member.name == "transformer")
+    assert failed.status == "FAILED"
+    assert "lower the learning_rate" in failed.reason
+    assert "transformer" not in result.ensemble.weights
+    assert any("transformer" in warning for warning in result.warnings)
+    assert failed.metrics == {}
 
     words = arguments(
-        *SMALL_JOB, "members.lstm_classifier.learning_rate=1.0e+30", "ensemble.min_members=5"
+        *SMALL_JOB, "members.transformer.learning_rate=1.0e+38", "ensemble.min_members=5"
     )
     done = emberline("run", "fire", "--run-id", "few", *words, "--json", cwd=home)
     assert done.returncode == 4
     assert (
-        "4 of 5 members were fitted, but ensemble.min_members is 5 (lstm_classifier: "
+        "4 of 5 members were fitted, but ensemble.min_members is 5 (transformer: "
         in done.stderr
     )
     assert read(home, "few").status == "FAILED"
@@ -195,6 +195,42 @@ def test_bad_data_ends_the_run_with_exit_3_and_no_success(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
     assert read(tmp_path, "x").status == "FAILED"
     assert not list((tmp_path / "runs").rglob("dataset.json"))
+
+
+TWO = ("members=[logistic_regression, gradient_boosting]",)
+
+
+def test_a_tracking_server_that_is_down_costs_no_training(tmp_path: Path) -> None:
+    words = ("run", "fire", "--run-id", "kept", *arguments("data.samples=2000", *TWO))
+    down = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    done = emberline(*words, cwd=tmp_path, **down)
+    assert done.returncode == 5
+    assert "MLflow at http://127.0.0.1:9 did not take the run" in done.stderr
+    result = read(tmp_path, "kept")
+    assert result.status == "FAILED"
+    assert result.metrics["test"]["auc"]  # what is known is kept
+    events = (tmp_path / "runs" / "fire" / "kept" / "events.jsonl").read_text()
+    again = emberline(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read(tmp_path, "kept").metrics == result.metrics
+    later = (tmp_path / "runs" / "fire" / "kept" / "events.jsonl").read_text()
+    assert '"member_started"' not in later.removeprefix(events)
+
+
+def test_no_score_beats_what_can_be_known(tmp_path: Path) -> None:
+    """Rows whose true probability is known: the ensemble comes near its AUC, not above it."""
+    words = arguments("data.generator=independent", "data.samples=20000", *TWO)
+    done = emberline("run", "fire", "--run-id", "known", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = read(tmp_path, "known")
+    auc, ceiling = result.metrics["test"]["auc"], result.data.ceiling["test"]["auc"]
+    assert auc.low <= ceiling
+    assert auc.value > ceiling - 0.02  # fewer rows teach less than the 100,000 of a real run
+    words = arguments("data.shuffle_labels=true", "data.samples=20000", *TWO)
+    done = emberline("run", "fire", "--run-id", "null", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    auc = read(tmp_path, "null").metrics["test"]["auc"]
+    assert auc.low <= 0.5 <= auc.high
 
 
 def test_storage_and_data_on_s3(tmp_path: Path, s3: dict[str, str]) -> None:

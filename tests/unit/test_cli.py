@@ -1,4 +1,4 @@
-"""Wrong input on purpose: one message, the right exit code, and no run that looks like a success."""
+"""Wrong input on purpose: one message, the right exit code, nothing that looks like a success."""
 
 from __future__ import annotations
 
