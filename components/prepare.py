@@ -21,10 +21,10 @@ def prepare(
     """
     import yaml
 
+    from ray_jobs.members import longest_first
     from ray_jobs.prepare import prepare
     from ray_jobs.run import Run
     from ray_jobs.spec import parse_spec
-    from ray_jobs.train import longest_first
 
     this = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
     summary = prepare(this)

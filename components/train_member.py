@@ -12,8 +12,8 @@ def train_member(member: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     Args:
         member: URI of the member's folder in its run.
     """
+    from ray_jobs.members import train_members
     from ray_jobs.run import Run
-    from ray_jobs.train import train_members
 
     run, _, name = member.rsplit("/", 2)
     (result,) = train_members(Run.at(run), [name])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ray_jobs.errors import JobFailed
+from ray_jobs.members import read_members, read_val_predictions
 from ray_jobs.prepare import read_data
-from ray_jobs.result import MemberResult
 from ray_jobs.run import Run
-from ray_jobs.train import read_member_result, read_val_predictions
 
 if TYPE_CHECKING:
     from ray_jobs.ensembling.ensemble import Ensemble
@@ -67,8 +66,3 @@ def read_ensemble(run: Run) -> Ensemble:
     from ray_jobs.ensembling.ensemble import Ensemble
 
     return Ensemble.model_validate_json(run.storage.read_bytes(run.path(_FILE)))
-
-
-def read_members(run: Run) -> list[MemberResult]:
-    """Every member's result, in the order of the spec."""
-    return [read_member_result(run, name) for name in run.spec.members]

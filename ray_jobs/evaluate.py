@@ -6,12 +6,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ray_jobs.ensemble import read_ensemble, read_members
+from ray_jobs.ensemble import read_ensemble
 from ray_jobs.events import read_events
+from ray_jobs.members import read_history, read_members
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, JobResult, MemberResult, Metrics, parse_result
 from ray_jobs.run import REPORT, Run
-from ray_jobs.train import read_history
 from ray_jobs.versions import versions
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ray_jobs.ensemble import read_members
 from ray_jobs.errors import EmberlineError, JobFailed
 from ray_jobs.evaluate import read_evaluation
 from ray_jobs.events import read_events
+from ray_jobs.members import read_members
 from ray_jobs.result import JobResult, Status
 from ray_jobs.run import RESULT, Run
 from ray_jobs.versions import versions

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.bundle import write_bundle
 from ray_jobs.ensemble import read_ensemble
 from ray_jobs.errors import RetryableError
+from ray_jobs.members import read_history
 from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
 from ray_jobs.run import REPORT, Run
-from ray_jobs.train import read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

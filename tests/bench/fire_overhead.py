@@ -116,8 +116,8 @@ def fit(job: tuple[str, int, str, int]):
 def plain(storage: str, samples: int, num_processes: int) -> float:
     """Fit the members, average their probabilities, score test; returns F1."""
     from ray_jobs.data.prepare import load_rows
+    from ray_jobs.members import longest_first
     from ray_jobs.metrics import best_threshold, binary_metrics
-    from ray_jobs.train import longest_first
 
     spec, root, summary = spec_and_rows(storage, samples)
     num_threads = len(os.sched_getaffinity(0)) // num_processes
