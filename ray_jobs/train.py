@@ -22,7 +22,6 @@ from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
 
-
 DESCRIPTION = "Train, test and register what a job description says; prints the result as JSON."
 
 
