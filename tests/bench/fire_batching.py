@@ -30,7 +30,11 @@ from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
 
 RESULTS = Path(__file__).with_suffix(".csv")
-COLUMNS = ("member", "batches", "samples", "seeds", "val log-loss", "spread", "val f1", "seconds")
+COLUMNS = (
+    "generator", "member", "batches", "samples", "seeds",
+    "val log-loss", "spread", "val f1", "seconds",
+)  # fmt: skip
+LINE = "{:12} {:16} {:10} {:7} {} seeds  log-loss {} (spread {})  f1 {}  {} s"
 
 
 class OneWindowARow(SequenceMember):
@@ -48,14 +52,10 @@ class OneWindowARow(SequenceMember):
             yield index, real & (np.arange(index.shape[1]) == batch.length[:, None] - 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args()
-    command = f"{Path(__file__).name} --samples {options.samples} --seeds {options.seeds}"
-    spec = load_spec("fire", overrides=[f"data.samples={options.samples}"])
-    rows = []
+def compare(generator: str, num_samples: int, num_seeds: int) -> Iterator[tuple]:
+    """A row of the table for each member and way of batching."""
+    overrides = [f"data.samples={num_samples}", f"data.generator={generator}"]
+    spec = load_spec("fire", overrides=overrides)
     with TemporaryDirectory(prefix="emberline-bench-") as folder:
         storage = Storage(folder)
         data = prepare(
@@ -66,7 +66,7 @@ def main() -> None:
         config = spec.members[name]
         for way, kind in (("published", OneWindowARow), ("ours", SequenceMember)):
             losses, scores, seconds = [], [], []
-            for seed in range(options.seeds):
+            for seed in range(num_seeds):
                 member = kind(config, config._network)
                 started = time.monotonic()
                 member.fit(train, val, FitContext(seed, spec.objective))
@@ -74,14 +74,26 @@ def main() -> None:
                 metrics = validation_metrics(val, member.predict_proba(val), spec.objective)
                 losses.append(metrics["val_loss"])
                 scores.append(metrics["f1"])
-            figures = (
+            row = (
+                generator, name, way, num_samples, num_seeds,
                 round(statistics.mean(losses), 4), round(max(losses) - min(losses), 4),
                 round(statistics.mean(scores), 4), round(statistics.mean(seconds), 1),
             )  # fmt: skip
-            rows.append((name, way, options.samples, options.seeds, *figures))
-            print(
-                "{:16} {:10} {:7} {} seeds  log-loss {} (spread {})  f1 {}  {} s".format(*rows[-1])
-            )
+            print(LINE.format(*row), flush=True)
+            yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
+    command = f"{Path(__file__).name} --samples {options.samples} --seeds {options.seeds}"
+    rows = [
+        row
+        for generator in ("episodes", "independent")
+        for row in compare(generator, options.samples, options.seeds)
+    ]
     with RESULTS.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((*COLUMNS, "command"))

@@ -346,6 +346,9 @@ def test_smoke_detection_yields_a_run_from_path_and_label_alone(storage: Storage
     }  # fmt: skip
     for split in summary.splits.values():
         assert 0 < split.num_positive < split.num_rows
+    val = load_rows(storage, summary, "val")
+    assert val.num_groups == 2  # sessions, so that no history runs from one into the next
+    assert len(np.unique(val.independent)) == 1  # for intervals and folds they are one
     assert summary.warnings == [
         "groups that repeat each other in all but 'Temperature[C]' are kept in one split: session "
         "1 = session 2; session 4 = session 5",
