@@ -8,6 +8,7 @@ atomically: a reader sees the old content or the new one, never a part.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def resolve_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
             return _s3(text)
         return FileSystem.from_uri(text)
     except (ArrowInvalid, OSError) as error:
-        raise PreflightError(f"{text}: cannot be opened: {_brief(error)}") from None
+        raise PreflightError(f"{text}: cannot be opened: {brief_cause(error)}") from None
 
 
 def _s3(uri: str) -> tuple[FileSystem, str]:
@@ -60,9 +61,13 @@ def _s3(uri: str) -> tuple[FileSystem, str]:
     return filesystem, uri.removeprefix("s3://").rstrip("/")
 
 
-def _brief(error: BaseException) -> str:
-    """The first sentence of a library's message: Arrow's S3 errors run to a paragraph."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+def brief_cause(error: BaseException) -> str:
+    """What a message of Arrow comes down to: its S3 errors run to a paragraph around one code."""
+    text = str(error).strip()
+    code = re.search(r"AWS Error ([A-Z_]+)", text)
+    if code:
+        return code[1]
+    return text.partition("\n")[0][:200] or type(error).__name__
 
 
 class Storage:
@@ -108,8 +113,9 @@ class Storage:
             self.delete(probe)
         except OSError as error:
             raise PreflightError(
-                f"storage {self.uri!r} cannot be written ({_brief(error)}). "
-                "Set `storage` (or --storage) to a folder or s3:// URI that you may write to."
+                f"storage {self.uri!r} cannot be written ({brief_cause(error)}). "
+                "Set `storage` (or --storage) to a folder or s3:// URI that you may write to; for "
+                "S3, check the bucket, your AWS credentials and AWS_ENDPOINT_URL"
             ) from None
 
     def exists(self, path: str) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ray_jobs.data.dataset import SPLITS, Rows
 from ray_jobs.data.duplicates import count_across_splits, find_repeats
-from ray_jobs.data.leakage import find_leaks, refuse_leaks
+from ray_jobs.data.leakage import REFUSED_AUC, find_leaks, refuse_leaks
 from ray_jobs.data.prepared import (
     count_rows,
     load_rows,
@@ -305,6 +305,12 @@ def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
             f"{summary.leakage.duplicates.num_across_splits} rows of val and test equal a row of "
             "train in every feature"
         )
+    for leak in summary.leakage.columns:
+        if leak.auc >= REFUSED_AUC:  # and kept: by the spec, or for want of rows to prove it
+            yield (
+                f"column {leak.column!r} alone tells the label (AUC {leak.auc:.4f} on validation); "
+                "leave it out if it is the label in other words"
+            )
     if num_groups < FEW_GROUPS:
         yield (
             f"only {num_groups} independent groups ({summary.grouped_by}), "

@@ -20,7 +20,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from ray_jobs.data.shards import Roles, read_roles
 from ray_jobs.errors import DataError
-from ray_jobs.storage import resolve_filesystem
+from ray_jobs.storage import brief_cause, resolve_filesystem
 
 SPLITS_FILE = "splits.parquet"  # stands beside Emberline's own rows and is none of them
 
@@ -139,7 +139,7 @@ def read_table(files: Sequence[DataFile]) -> Table:
         whole = pa.concat_tables(_mixed_as_text(tables), promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
-            f"the files' columns do not fit together: {_first_line(error)}. Give it one type"
+            f"the files' columns do not fit together: {brief_cause(error)}. Give it one type"
         ) from None
     if whole.num_rows == 0:
         raise DataError(f"{files[0].name}: a header and no rows. Give data.path a file with rows")
@@ -312,23 +312,17 @@ def _malformed(file: DataFile, num_names: int, delimiter: str, error: Exception)
                 f"{file.name}, line {reader.line_num}: {len(row)} values, but the header names "
                 f"{num_names} columns. Mend the line, or name every column in the header"
             )
-    return DataError(f"{file.name}: not a CSV file: {_first_line(error)}")
+    return DataError(f"{file.name}: not a CSV file: {brief_cause(error)}")
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    text = str(error)
-    if name.startswith("s3://") or "AWS Error" in text:
-        cause = re.search(r"AWS Error ([A-Z_]+)", text)
+    if name.startswith("s3://"):
         return DataError(
-            f"{name}: cannot be read ({cause[1] if cause else _first_line(error)}). "
+            f"{name}: cannot be read ({brief_cause(error)}). "
             "Check the bucket, your AWS credentials and AWS_ENDPOINT_URL"
         )
     if isinstance(error, PermissionError):
         return DataError(f"{name}: permission denied. Make it readable, or set data.path elsewhere")
     return DataError(
-        f"{name}: cannot be read, damaged or not what its ending says: {_first_line(error)}"
+        f"{name}: cannot be read, damaged or not what its ending says: {brief_cause(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]

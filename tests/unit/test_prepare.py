@@ -154,6 +154,10 @@ def test_a_refusal_leaves_nothing_that_looks_done(storage: Storage, csv: Path) -
     assert not [path for path in storage.list(recursive=True) if path.endswith("dataset.json")]
     summary = run(storage, allow_leaks=["alarm"], **spec)
     assert [(leak.column, leak.refused) for leak in summary.leakage.columns] == [("alarm", False)]
+    assert (
+        "column 'alarm' alone tells the label (AUC 1.0000 on validation); leave it out if it is "
+        "the label in other words"
+    ) in summary.warnings
     with pytest.raises(DataError) as raised:
         run(storage, allow_leaks=["alarms"], **spec)
     assert str(raised.value) == (

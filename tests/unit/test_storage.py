@@ -99,3 +99,21 @@ def test_bytes_come_back(tmp_path_factory: pytest.TempPathFactory, content: byte
 def test_no_path_leaves_the_root(tmp_path: Path, path: str) -> None:
     with pytest.raises(ValueError, match="is not a path below"):
         Storage(tmp_path).write_text(path, "")
+
+
+def test_an_s3_root_that_does_not_answer_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PreflightError) as caught:
+        Storage("s3://absent/root").check_writable()
+    assert str(caught.value) == (
+        "storage 's3://absent/root' cannot be written (NETWORK_CONNECTION). Set `storage` (or "
+        "--storage) to a folder or s3:// URI that you may write to; for S3, check the bucket, your "
+        "AWS credentials and AWS_ENDPOINT_URL"
+    )
