@@ -53,6 +53,7 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(run)
+    is_embedded = "MLFLOW_TRACKING_URI" not in os.environ  # which the next line sets
     mlflow.set_tracking_uri(uri)
     try:
         client = mlflow.MlflowClient(uri)
@@ -62,7 +63,7 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
         )
         if earlier:
             return _registered(model_name, earlier[0])
-        experiment_id = _experiment(client, run)
+        experiment_id = _experiment(client, run, is_embedded=is_embedded)
         parent_id = _create_run(client, experiment_id, run.run_id, run, result.started_at, {})
         _log_parent(client, parent_id, run, result)
         for member in result.members:
@@ -86,15 +87,16 @@ def log_report(run: Run, model: RegisteredModel) -> None:
     mlflow.MlflowClient(tracking_uri(run)).log_text(model.mlflow_run_id, text, REPORT)
 
 
-def _experiment(client: MlflowClient, run: Run) -> str:
+def _experiment(client: MlflowClient, run: Run, *, is_embedded: bool) -> str:
     name = run.spec.tracking.experiment or run.spec.workload
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     location = None  # a server has a place of its own for artifacts
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        place = run.storage.local("mlartifacts").as_uri() if run.storage.is_local else None
-        location = f"{place or run.storage.uri + '/mlartifacts'}/{name}"
+    if is_embedded:
+        storage = run.storage
+        root = storage.local().as_uri() if storage.is_local else storage.uri
+        location = f"{root}/mlartifacts/{name}"
     return client.create_experiment(name, artifact_location=location)
 
 

@@ -105,8 +105,11 @@ def test_mlflow_holds_the_runs_the_curves_and_a_model_that_predicts(
     history = model.predict(example, params={"as_history": True})
     assert history.probability[0] == pytest.approx(scored.probability[0])
     assert isinstance(scored, pd.DataFrame)
-    artifacts = Path(version.source.removeprefix("file://")) if "://" in version.source else None
-    assert artifacts is None or not list(artifacts.rglob("*.pkl"))
+    assert experiment.artifact_location == (home / "runs" / "mlartifacts" / "fire").as_uri()
+    assert not (home / "mlruns").exists()
+    stored = [path for path in (home / "runs" / "mlartifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "bundle.json" for path in stored)
+    assert not [path for path in stored if path.suffix in {".pkl", ".pickle", ".joblib"}]
 
 
 def test_the_same_run_id_trains_once(finished: tuple[Path, str]) -> None:
