@@ -71,7 +71,7 @@ class SequenceMember:
         x, y = torch.from_numpy(train.x), torch.from_numpy(train.y.astype(np.float32))
         network.standardize.fit(x)
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            network.parameters(), lr=self._learning_rate(train), weight_decay=config.weight_decay
         )
         total_steps = config.epochs * self._num_batches(len(train))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -96,6 +96,15 @@ class SequenceMember:
             validate=validate,
             context=context,
         )
+
+    def _learning_rate(self, train: Rows) -> float:
+        """The configured rate, for the number of windows in a batch.
+
+        Where histories are shorter than the window, a batch holds more windows than `batch_size`,
+        and the rate grows with the square root of that (Malladi et al., NeurIPS 2022).
+        """
+        longest = int(train.history_length(self._config.window).max())
+        return self._config.learning_rate * math.sqrt(self._config.window / longest)
 
     def _num_batches(self, num_rows: int) -> int:
         """About how many batches an epoch has."""

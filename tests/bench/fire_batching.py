@@ -5,7 +5,9 @@
 "published" is one window for each row, the loss at its last reading, in batches of the published
 size (32 for the LSTM, 16 for the transformer). "ours" cuts the same histories into windows that
 touch but do not overlap, as many to a batch, with the loss at each reading: the same rows, a
-sixteenth of the steps. Both stop early on the same objective and keep their best epoch.
+sixteenth of the steps. Where rows stand alone ("independent"), sixteen times the windows make a
+batch, at four times the learning rate. Both stop early on the same objective and keep their best
+epoch.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ LINE = "{:12} {:16} {:10} {:7} {} seeds  log-loss {} (spread {})  f1 {}  {} s"
 
 class OneWindowARow(SequenceMember):
     """The published batches."""
+
+    def _learning_rate(self, train: Rows) -> float:
+        return self._config.learning_rate
 
     def _num_batches(self, num_rows: int) -> int:
         return math.ceil(num_rows / self._config.batch_size)

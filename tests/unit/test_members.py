@@ -107,3 +107,9 @@ def test_an_untrusted_type_in_a_model_file_is_refused(tmp_path: Path) -> None:
     skops.io.dump(FunctionTransformer(func=eval), tmp_path / "model.skops")
     with pytest.raises(Exception, match=r"Untrusted types|untrusted"):
         FAMILIES["logistic_regression"]().build().load(tmp_path)
+
+
+def test_the_learning_rate_follows_the_windows_in_a_batch() -> None:
+    config = FAMILIES["transformer"].model_validate({"window": 16, "learning_rate": 1e-4})
+    assert config.build()._learning_rate(make_rows(64, 0, group_length=32)) == 1e-4
+    assert config.build()._learning_rate(make_rows(64, 0, group_length=1)) == 4e-4
