@@ -35,11 +35,9 @@ def evaluate(run: Run) -> JobResult:
     with journal.phase():
         ensemble, data = read_ensemble(run), read_data(run)
         members = read_members(run)
-        if not run.storage.exists(run.path(TEST)):
-            _predict_test(run, data, members).write(run.storage, run.path(TEST))
         predictions = {
             "val": Predictions.read(run.storage, run.path(VAL)),
-            "test": Predictions.read(run.storage, run.path(TEST)),
+            "test": _test_predictions(run, data, members),
         }
         events = read_events(run.storage, run.folder)
         result = JobResult(
@@ -87,6 +85,20 @@ def read_evaluation(run: Run) -> JobResult | None:
     if not run.storage.exists(path):
         return None
     return parse_result(run.storage.read_bytes(path), where=run.storage.display(path))
+
+
+def _test_predictions(run: Run, data: DataSummary, members: list[MemberResult]) -> Predictions:
+    """Those of an earlier attempt if it had the same members, else new ones, stored."""
+    from ray_jobs.predictions import Predictions
+
+    path = run.path(TEST)
+    if run.storage.exists(path):
+        stored = Predictions.read(run.storage, path)
+        if stored.members.keys() == {m.name for m in members if m.status == "SUCCEEDED"}:
+            return stored
+    predictions = _predict_test(run, data, members)
+    predictions.write(run.storage, path)
+    return predictions
 
 
 def _predict_test(run: Run, data: DataSummary, members: list[MemberResult]) -> Predictions:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ray_jobs.evaluate import evaluate
+from ray_jobs.predictions import Predictions
 from ray_jobs.result import parse_result
 from ray_jobs.run import Run
+from ray_jobs.storage import Storage
 from tests.conftest import SMALL_JOB, arguments, emberline, start_emberline
 
 pytestmark = pytest.mark.slow
@@ -213,6 +217,16 @@ def test_a_tracking_server_that_is_down_costs_no_training(tmp_path: Path) -> Non
     again = emberline(*words, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert read(tmp_path, "kept").metrics == result.metrics
+
+    # A member that fails at first and is fitted by the second attempt is tested with the others.
+    folder = tmp_path / "runs" / "fire" / "kept"
+    (folder / "result.json").unlink()
+    stored = Predictions.read(Storage(folder), "artifacts/predictions-test.parquet")
+    one = {"gradient_boosting": stored.members["gradient_boosting"]}
+    replace(stored, members=one).write(Storage(folder), "artifacts/predictions-test.parquet")
+    assert evaluate(Run.at(str(folder))).metrics == result.metrics
+    tested = Predictions.read(Storage(folder), "artifacts/predictions-test.parquet")
+    assert tested.members.keys() == stored.members.keys()
     later = (tmp_path / "runs" / "fire" / "kept" / "events.jsonl").read_text()
     assert '"member_started"' not in later.removeprefix(events)
 
