@@ -12,7 +12,8 @@ def evaluate(
     curves: dsl.Output[dsl.ClassificationMetrics],
 ) -> str:
     """Score the ensemble on test; returns the run's URI."""
-    from ray_jobs.evaluate import TEST, evaluate
+    from ray_jobs.ensemble import TEST
+    from ray_jobs.evaluate import evaluate
     from ray_jobs.predictions import Predictions
     from ray_jobs.reporting.curves import confusion, rank
     from ray_jobs.run import Run

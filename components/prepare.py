@@ -26,7 +26,7 @@ def prepare(
     from ray_jobs.run import Run
     from ray_jobs.spec import parse_spec
 
-    this = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
+    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
     summary = prepare(this)
     dataset.uri = f"{this.storage.uri}/{summary.path}"
     dataset.metadata["digest"] = summary.digest

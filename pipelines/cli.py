@@ -66,7 +66,7 @@ def run(
         workload, config=config, overrides=overrides or [], target=target, storage=storage
     )
     if dry_run:
-        _show(plan.make(spec), as_json)
+        _show(plan.make(spec), as_json)  # type: ignore[arg-type]
     elif resume:
         _show(training.resume(spec, run_id, chosen=bool(config or overrides)), as_json)
     else:

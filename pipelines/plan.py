@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_jobs.ray_runtime import SIDE_BY_SIDE, available_cpus
-from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Storage
+from ray_jobs.workloads.fire import FireSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ class PlannedMember:
 class Plan:
     """What a run would do."""
 
-    spec: JobSpec
+    spec: FireSpec
     num_rows: dict[str, int]
     members: list[PlannedMember]
     num_cpus: int
@@ -74,7 +74,7 @@ class Plan:
         )
 
 
-def make(spec: JobSpec) -> Plan:
+def make(spec: FireSpec) -> Plan:
     """Check what a run of `spec` needs, and plan it. A table is read and prepared, so that its
     faults show now.
 

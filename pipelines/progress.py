@@ -45,7 +45,7 @@ class Progress:
         self._run = run
         self._console = console
         self._metric = run.spec.objective.metric
-        self._members = {name: _MemberState() for name in run.spec.members}
+        self._members = {name: _MemberState() for name in run.spec.families()}
         self._step = "starting"
         self._num_seen = len(read_events(run.storage, run.folder))  # of an earlier attempt
         self._started_at = time.monotonic()

@@ -9,7 +9,7 @@ from ray_jobs.errors import SpecError
 from ray_jobs.lifecycle import carry_out
 from ray_jobs.result import JobResult, MetricValue
 from ray_jobs.run import REPORT, Run
-from ray_jobs.spec import JobSpec
+from ray_jobs.sections import JobSpec
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,17 +1,23 @@
-"""The ensemble job: combine the members' validation predictions into one calibrated prediction."""
+"""The ensemble of a run: the members' predictions combined into one, and what it scores."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import JobFailed
 from ray_jobs.members import read_members, read_val_predictions
 from ray_jobs.prepare import read_data
+from ray_jobs.result import DataSummary, MemberResult, Metrics
 from ray_jobs.run import Run
 
 if TYPE_CHECKING:
-    from ray_jobs.ensembling.ensemble import Ensemble
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from ray_jobs.ensembling.ensemble import Ensemble
+    from ray_jobs.predictions import Predictions
+
+VAL, TEST = "artifacts/predictions-val.parquet", "artifacts/predictions-test.parquet"
 _FILE = "artifacts/ensemble.json"
 
 
@@ -55,7 +61,7 @@ def build(run: Run) -> Ensemble:
             journal("warning", message=note)
         combined = ensemble.predict_proba(predictions)
         Predictions(val.row_id, val.y, val.independent, combined, predictions).write(
-            run.storage, run.path("artifacts/predictions-val.parquet")
+            run.storage, run.path(VAL)
         )
         run.storage.write_text(run.path(_FILE), ensemble.model_dump_json(indent=2))
     return ensemble
@@ -66,3 +72,69 @@ def read_ensemble(run: Run) -> Ensemble:
     from ray_jobs.ensembling.ensemble import Ensemble
 
     return Ensemble.model_validate_json(run.storage.read_bytes(run.path(_FILE)))
+
+
+def score(run: Run, members: list[MemberResult]) -> dict[str, Any]:
+    """The fields of JobResult that say how good the ensemble and its members are."""
+    from ray_jobs.predictions import Predictions
+
+    ensemble = read_ensemble(run)
+    predictions = {
+        "val": Predictions.read(run.storage, run.path(VAL)),
+        "test": _test_predictions(run, read_data(run), members),
+    }
+    return {
+        "metrics": {
+            split: _score(run, part, part.ensemble, ensemble.threshold)
+            for split, part in predictions.items()
+        },
+        "members": [_with_test(run, member, predictions["test"]) for member in members],
+        "ensemble": ensemble.to_result(),
+    }
+
+
+def _test_predictions(run: Run, data: DataSummary, members: list[MemberResult]) -> Predictions:
+    """Those of an earlier attempt if it had the same members, else new ones, stored."""
+    from ray_jobs.predictions import Predictions
+
+    path = run.path(TEST)
+    if run.storage.exists(path):
+        stored = Predictions.read(run.storage, path)
+        if stored.members.keys() == {m.name for m in members if m.status == "SUCCEEDED"}:
+            return stored
+    predictions = _predict_test(run, data, members)
+    predictions.write(run.storage, path)
+    return predictions
+
+
+def _predict_test(run: Run, data: DataSummary, members: list[MemberResult]) -> Predictions:
+    from ray_jobs.data.prepare import load_rows
+    from ray_jobs.predictions import Predictions
+
+    test = load_rows(run.storage, data, "test")
+    probabilities: dict[str, NDArray[np.float64]] = {}
+    for member in members:
+        if member.status != "SUCCEEDED":
+            continue
+        model = run.spec.members[member.name].build()
+        with run.storage.local_folder(run.path("checkpoints", member.name)) as folder:
+            model.load(folder)
+        probabilities[member.name] = model.predict_proba(test)
+    combined = read_ensemble(run).predict_proba(probabilities)
+    return Predictions(test.row_id, test.y, test.independent, combined, probabilities)
+
+
+def _score(run: Run, rows: Predictions, p: NDArray[np.float64], threshold: float | None) -> Metrics:
+    from ray_jobs.metrics import bootstrap_intervals
+
+    return bootstrap_intervals(
+        rows.y, p, 0.5 if threshold is None else threshold, groups=rows.group, seed=run.spec.seed
+    )
+
+
+def _with_test(run: Run, member: MemberResult, test: Predictions) -> MemberResult:
+    p = test.members.get(member.name)
+    if p is None:
+        return member
+    metrics = {**member.metrics, "test": _score(run, test, p, member.threshold)}
+    return member.model_copy(update={"metrics": metrics})

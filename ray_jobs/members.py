@@ -16,7 +16,7 @@ from ray_jobs.models.base import FitContext
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult, parse_member_result
 from ray_jobs.run import Run
-from ray_jobs.spec import JobSpec
+from ray_jobs.workloads.fire import FireSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RESULT, HISTORY, VAL_PREDICTIONS = "result.json", "history.json", "val-predictions.npy"
 
 
-def longest_first(spec: JobSpec, data: DataSummary) -> list[str]:
+def longest_first(spec: FireSpec, data: DataSummary) -> list[str]:
     """The members, those that take longest first: no long fit is left to run alone at the end."""
     num_train, num_val = data.splits["train"].num_rows, data.splits["val"].num_rows
 
@@ -163,7 +163,7 @@ def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> Memb
 def read_member_result(run: Run, name: str) -> MemberResult:
     """What a member left: PENDING if nothing, FAILED with the reason if it cannot be read."""
     path = run.path("checkpoints", name, RESULT)
-    family = run.spec.members[name].family
+    family = run.spec.families()[name]
     if not run.storage.exists(path):
         return MemberResult(name=name, family=family, status="PENDING")
     return parse_member_result(run.storage.read_bytes(path), name=name, family=family)
@@ -171,7 +171,7 @@ def read_member_result(run: Run, name: str) -> MemberResult:
 
 def read_members(run: Run) -> list[MemberResult]:
     """Every member's result, in the order of the spec."""
-    return [read_member_result(run, name) for name in run.spec.members]
+    return [read_member_result(run, name) for name in run.spec.families()]
 
 
 def read_history(run: Run, name: str) -> list[dict[str, object]]:

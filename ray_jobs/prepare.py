@@ -16,14 +16,10 @@ def prepare(run: Run) -> DataSummary:
     Raises:
         DataError: the data cannot be used as the spec asks.
     """
-    from ray_jobs.data.prepare import prepare as prepare_data
-
     journal = run.journal("prepare")
     with journal.phase():
-        summary = prepare_data(
-            run.spec.data,
-            workload=run.spec.workload,
-            seed=run.spec.seed,
+        summary = run.workload.prepare(
+            run.spec,
             storage=run.storage,
             num_workers=available_cpus(run.spec.resources),
             emit=journal,

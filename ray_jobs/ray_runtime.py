@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray_jobs.spec import ResourceSpec
+from ray_jobs.sections import ResourceSpec
 
 # At most two members train side by side on one machine (the local pipeline runner's limit), so each
 # takes half.

@@ -50,6 +50,8 @@ class MemberResult(_Record):
     best_epoch: int | None = None
     num_epochs: int | None = None
     degenerate: bool = False  # its metrics stood still; training was stopped
+    num_skipped_batches: int = 0  # steps not taken: not finite, or nothing usable in the batch
+    num_failed_samples: int = 0  # left out of their batches: unreadable, or of another shape
     seconds: Finite | None = None
     started_at: datetime | None = None
     path: str | None = None  # folder of its files, relative to the run
@@ -112,8 +114,19 @@ class LeakageReport(_Record):
 class SplitSummary(_Record):
     num_rows: int
     num_groups: int
-    num_positive: int
+    num_positive: int | None = None  # of a label that is 0 or 1
+    class_counts: dict[str, int] = {}  # rows of each class, where there are more than two
     digest: str  # sha256 of the sorted row ids
+
+
+class ScanSummary(_Record):
+    """What reading every picture once has found."""
+
+    manifest: str  # path of the list of all pictures, relative to the storage root
+    num_files: int
+    num_usable: int
+    left_out: dict[str, int] = {}  # reason -> pictures
+    converted: dict[str, int] = {}  # what was mended on reading (cmyk, exif-rotated) -> pictures
 
 
 class DataSummary(_Record):
@@ -122,8 +135,10 @@ class DataSummary(_Record):
     source: str
     path: str  # of the prepared rows, relative to the storage root
     digest: str  # sha256 of all prepared rows
-    features: list[str]
+    features: list[str] = []
     label: str
+    classes: list[str] = []  # in the order of their numbers, where there are more than two
+    scan: ScanSummary | None = None  # of pictures
     splits: dict[str, SplitSummary]
     grouped_by: str | None = None
     num_dropped: int = 0  # rows left out under data.nonfinite
@@ -133,6 +148,16 @@ class DataSummary(_Record):
         str, dict[str, Finite]
     ] = {}  # split -> metric of the true probability, where known
     warnings: list[str] = []
+
+
+class ClassScores(_Record):
+    """One class of a classifier on one split. A score that the rows do not define is absent."""
+
+    name: str
+    support: int  # rows of this class
+    precision: Finite | None = None
+    recall: Finite | None = None
+    f1: Finite | None = None
 
 
 class RegisteredModel(_Record):
@@ -153,7 +178,8 @@ class JobResult(_Record):
     objective: Objective
     seed: int
     metrics: SplitMetrics = {}
-    members: list[MemberResult] = []
+    classes: dict[str, list[ClassScores]] = {}  # "val" and "test" -> each class
+    members: list[MemberResult] = []  # the models trained: of an ensemble all, else the one
     ensemble: EnsembleResult | None = None
     data: DataSummary | None = None
     model: RegisteredModel | None = None

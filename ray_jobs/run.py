@@ -17,15 +17,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any, Generic
 
 import yaml
+from typing_extensions import TypeVar
 
 from ray_jobs.errors import SpecError
 from ray_jobs.events import Journal
 from ray_jobs.result import JobResult, parse_result
-from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.sections import JobSpec
+from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Storage
+from ray_jobs.workloads import find
+from ray_jobs.workloads.base import Workload
 
+S = TypeVar("S", bound=JobSpec, default=Any)  # the workload's own description
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RESULT, SPEC, REPORT = "result.json", "spec.yaml", "report.html"
 
@@ -36,14 +42,14 @@ def new_run_id() -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[S]):
     """One run of one job description."""
 
-    spec: JobSpec
+    spec: S
     run_id: str
 
     @classmethod
-    def create(cls, spec: JobSpec, run_id: str | None = None) -> Run:
+    def create(cls, spec: S, run_id: str | None = None) -> Run[S]:
         """Make the run's folder, or attach to the one that stands there.
 
         Raises:
@@ -66,7 +72,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, storage_uri: str, workload: str, run_id: str) -> Run:
+    def open(cls, storage_uri: str, workload: str, run_id: str) -> Run[Any]:
         """A run that exists.
 
         Raises:
@@ -79,7 +85,7 @@ class Run:
         spec = parse_spec(yaml.safe_load(storage.read_text(path)), source=storage.display(path))
         # The folder may have been moved, or be seen through another mount: it is where it was
         # found.
-        return cls(spec.model_copy(update={"storage": storage_uri}), run_id)
+        return Run(spec.model_copy(update={"storage": storage_uri}), run_id)
 
     @classmethod
     def at(cls, uri: str) -> Run:
@@ -95,6 +101,10 @@ class Run:
     @cached_property
     def storage(self) -> Storage:
         return Storage(self.spec.storage)
+
+    @property
+    def workload(self) -> Workload:
+        return find(self.spec.workload)
 
     @property
     def folder(self) -> str:

@@ -1,4 +1,4 @@
-"""The training job, whole: prepare, members, ensemble, test, register.
+"""The training job, whole: every step of the workload, from its data to its registered model.
 
 `python -m ray_jobs.train --spec F` carries it out wherever it is started: by hand, by `ray job
 submit`, in a container.
@@ -11,13 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_jobs.ensemble import build
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError
-from ray_jobs.evaluate import evaluate
 from ray_jobs.lifecycle import carry_out
-from ray_jobs.members import longest_first, train_members
-from ray_jobs.prepare import prepare
-from ray_jobs.register import register
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
@@ -28,14 +23,7 @@ DESCRIPTION = "Train, test and register what a job description says; prints the 
 def run_job(run: Run) -> JobResult:
     """Carry out a whole job in this process, its fits as Ray tasks."""
 
-    def work() -> None:
-        data = prepare(run)
-        train_members(run, longest_first(run.spec, data))
-        build(run)
-        evaluate(run)
-        register(run)
-
-    return carry_out(run, work)
+    return carry_out(run, lambda: run.workload.work(run))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

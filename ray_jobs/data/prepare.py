@@ -28,11 +28,12 @@ from ray_jobs.data.prepared import (
 )
 from ray_jobs.data.readings import Readings, read_readings
 from ray_jobs.data.shards import Roles, shard_path, write_shard
+from ray_jobs.data.spec import DataSpec
 from ray_jobs.data.splits import assign_splits
 from ray_jobs.data.table import DataFile, content_digest, find_files, nearest
 from ray_jobs.errors import DataError
 from ray_jobs.result import ColumnLeak, DataSummary, LeakageReport, SplitSummary
-from ray_jobs.spec import DataSpec, SplitShares
+from ray_jobs.sections import SplitShares
 from ray_jobs.storage import Storage
 
 __all__ = ["load_rows", "load_splits", "prepare"]
@@ -318,6 +319,7 @@ def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
             "the score would move with another group"
         )
     for name, split in splits.items():
+        assert split.num_positive is not None, "of rows with a label that is 0 or 1"
         for label, count in ((0, split.num_rows - split.num_positive), (1, split.num_positive)):
             if count < FEW_CLASS_ROWS:
                 yield (

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ray_jobs.data import columns, sessions
 from ray_jobs.data.dataset import SPLITS, Rows
+from ray_jobs.data.spec import DataSpec
 from ray_jobs.data.table import DataFile, Table, read_table
 from ray_jobs.errors import DataError
-from ray_jobs.spec import DataSpec
 
 MIN_ROWS = 20
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ray_jobs.data.dataset import SPLITS
 from ray_jobs.errors import DataError
-from ray_jobs.spec import SplitShares
+from ray_jobs.sections import SplitShares
 
 MAX_EXHAUSTIVE = 10  # groups; 3^10 assignments are tried in 20 ms
 _TEST = SPLITS.index("test")

@@ -10,7 +10,10 @@ from ray_jobs.result import JobResult, MetricValue
 MISSING = "—"
 
 _LABELS = {
+    "macro_f1": "Macro F1",
     "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "top3_accuracy": "Top-3 accuracy",
     "f1": "F1",
     "precision": "Precision",
     "recall": "Recall",
@@ -19,7 +22,10 @@ _LABELS = {
     "ece": "ECE",
 }
 _MEANINGS = {
+    "macro_f1": "mean of the classes' F1, whatever their size",
     "accuracy": "share of rows answered rightly",
+    "balanced_accuracy": "mean of the classes' recall",
+    "top3_accuracy": "the right class is among the three likeliest",
     "f1": "harmonic mean of precision and recall",
     "precision": "share of alarms that are true",
     "recall": "share of positives that are found",
@@ -32,6 +38,12 @@ _COSTS = ("log_loss", "ece")  # lower is better
 
 def metric_label(metric: str) -> str:
     return _LABELS.get(metric, metric)
+
+
+def metric_in_text(metric: str) -> str:
+    """The label within a sentence: `macro F1`, but `AUC`."""
+    label = metric_label(metric)
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
 
 
 def metric_meaning(metric: str) -> str:
@@ -55,9 +67,12 @@ def no_skill(metric: str, result: JobResult) -> float | None:
     """What an answer that never looks at the features can score on the test split; None if unknown.
 
     Accuracy: the commoner class. F1: always positive. AUC: a coin. Log-loss: the base rate.
+    Of several classes: always the commonest; the three commonest; the base rates.
     """
     test = result.data.splits.get("test") if result.data else None
-    if test is None or not 0 < test.num_positive < test.num_rows:
+    if test is not None and test.class_counts:
+        return _no_skill_of_classes(metric, list(test.class_counts.values()))
+    if test is None or test.num_positive is None or not 0 < test.num_positive < test.num_rows:
         return None
     positive = test.num_positive / test.num_rows
     entropy = -positive * math.log(positive) - (1 - positive) * math.log(1 - positive)
@@ -66,6 +81,21 @@ def no_skill(metric: str, result: JobResult) -> float | None:
         "f1": 2 * positive / (1 + positive),
         "auc": 0.5,
         "log_loss": entropy,
+    }
+    return scores.get(metric)
+
+
+def _no_skill_of_classes(metric: str, class_counts: list[int]) -> float | None:
+    num_rows = sum(class_counts)
+    shares = sorted((count / num_rows for count in class_counts if count), reverse=True)
+    if len(shares) < 2:
+        return None
+    scores = {
+        "macro_f1": 2 * shares[0] / (1 + shares[0]) / len(shares),
+        "accuracy": shares[0],
+        "balanced_accuracy": 1 / len(shares),
+        "top3_accuracy": sum(shares[:3]),
+        "log_loss": -sum(share * math.log(share) for share in shares),
     }
     return scores.get(metric)
 

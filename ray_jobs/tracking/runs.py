@@ -13,8 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.bundle import write_bundle
-from ray_jobs.ensemble import read_ensemble
 from ray_jobs.errors import RetryableError
 from ray_jobs.members import read_history
 from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 RUN_ID_TAG = "emberline.run_id"
 ALIAS = "challenger"
-_MODEL_CODE = Path(__file__).with_name("model_code.py")
 
 
 def tracking_uri(run: Run) -> str:
@@ -66,8 +63,11 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
         experiment_id = _experiment(client, run, is_embedded=is_embedded)
         parent_id = _create_run(client, experiment_id, run.run_id, run, result.started_at, {})
         _log_parent(client, parent_id, run, result)
-        for member in result.members:
-            _log_member(client, experiment_id, parent_id, run, member)
+        if result.ensemble is None:
+            _log_only_model(client, parent_id, run, result.members[0])
+        else:
+            for member in result.members:
+                _log_member(client, experiment_id, parent_id, run, member)
         version = _log_model(client, parent_id, model_name, run, result)
         client.set_terminated(parent_id)
         return version
@@ -115,22 +115,21 @@ def _create_run(
 
 
 def _log_parent(client: MlflowClient, run_id: str, run: Run, result: JobResult) -> None:
-    ensemble, data = result.ensemble, result.data
-    assert ensemble is not None, "only evaluated runs are logged"
+    data = result.data
     assert data is not None, "only evaluated runs are logged"
     params = {
         "seed": result.seed,
         "objective": f"{result.objective.metric} ({result.objective.mode})",
-        "ensemble.strategy": ensemble.strategy,
-        "ensemble.calibration": ensemble.calibration,
-        "ensemble.threshold": ensemble.threshold,
         "data.source": data.source,
         "data.digest": data.digest,
+        **run.workload.params(run, result),
     }
-    weights = {f"weight.{name}": weight for name, weight in ensemble.weights.items()}
-    _log_batch(client, run_id, params, _points(result.metrics) | weights)
+    weights = result.ensemble.weights if result.ensemble else {}
+    points = {f"weight.{name}": weight for name, weight in weights.items()}
+    _log_batch(client, run_id, params, _points(result.metrics) | points)
     for name in ("spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json"):
-        client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
+        if run.storage.exists(run.path(name)):
+            client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
 
 
 def _log_member(
@@ -142,7 +141,7 @@ def _log_member(
     if member.reason:
         tags["emberline.reason"] = member.reason
     run_id = _create_run(client, experiment_id, member.name, run, member.started_at, tags)
-    params = run.spec.members[member.name].model_dump(mode="json")
+    params = run.spec.hyperparameters(member.name)
     curves = _curves(read_history(run, member.name), member.started_at)
     _log_batch(client, run_id, params, _points(member.metrics), curves)
     if member.status == "SUCCEEDED":
@@ -155,38 +154,33 @@ def _log_member(
     client.set_terminated(run_id, status, end_time)
 
 
+def _log_only_model(client: MlflowClient, run_id: str, run: Run, member: MemberResult) -> None:
+    """A job that trains one model keeps its curves and files in the run itself."""
+    curves = _curves(read_history(run, member.name), member.started_at)
+    _log_batch(client, run_id, run.spec.hyperparameters(member.name), {}, curves)
+
+
 def _log_model(
     client: MlflowClient, run_id: str, model_name: str, run: Run, result: JobResult
 ) -> RegisteredModel:
-    """Log the bundle as a pyfunc made of code and plain files, register it, and move the alias
+    """Log the model as a pyfunc made of code and plain files, register it, and move the alias
     to it."""
     import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     assert result.data is not None, "only evaluated runs are logged"
-    features = result.data.features
     with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
-        ensemble = read_ensemble(run)
-        write_bundle(run, folder, features=features, ensemble=ensemble, members=result.members)
-        signature = ModelSignature(
-            inputs=Schema([ColSpec("double", name) for name in features]),
-            outputs=Schema([ColSpec("double", "probability"), ColSpec("boolean", "decision")]),
-            params=ParamSchema([ParamSpec("as_history", "boolean", False)]),
-        )
-        example = pd.DataFrame(_example(run, result), columns=features).astype(float)
+        form = run.workload.write_model(run, result, folder)
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(_MODEL_CODE),
+                python_model=str(form.code),
                 artifacts={"bundle": str(folder)},
                 code_paths=[str(Path(__file__).parents[1])],
-                signature=signature,
-                input_example=example,
-                pip_requirements=_requirements(result),
+                signature=form.signature,
+                input_example=form.example,
+                pip_requirements=_pinned(form.requirements),
                 registered_model_name=model_name,
             )
     version = client.get_model_version(model_name, str(info.registered_model_version))
@@ -194,6 +188,7 @@ def _log_model(
         RUN_ID_TAG: run.run_id,
         "emberline.data_digest": result.data.digest,
         "emberline.test_digest": result.data.splits["test"].digest,
+        **form.tags,
     }
     for key, value in tags.items():
         client.set_model_version_tag(model_name, version.version, key, value)
@@ -201,29 +196,10 @@ def _log_model(
     return _registered(model_name, version)
 
 
-def _example(run: Run, result: JobResult) -> Any:
-    """A few validation rows: what a caller of the model would send."""
-    from ray_jobs.data.prepare import load_rows
-
-    assert result.data is not None, "only evaluated runs are logged"
-    return load_rows(run.storage, result.data, "val").x[:3]
-
-
-def _requirements(result: JobResult) -> list[str]:
+def _pinned(packages: tuple[str, ...]) -> list[str]:
     from importlib.metadata import version
 
-    needed = (
-        "scikit-learn",
-        "torch",
-        "numpy",
-        "scipy",
-        "skops",
-        "safetensors",
-        "pyarrow",
-        "pydantic",
-        "pyyaml",
-    )
-    return [f"{package}=={version(package).partition('+')[0]}" for package in needed]
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
 
 
 def _registered(name: str, version: Any) -> RegisteredModel:

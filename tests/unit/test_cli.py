@@ -35,7 +35,7 @@ def table(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["run", "fier"], 2, "error: no workload 'fier'; there is fire (did you mean 'fire'?)\n"),
+        (["run", "fier"], 2, "error: no workload 'fier'; there is fire, waste (did you mean 'fire'?)\n"),
         (["run", "fire", "--set", "sed=1"], 2, "error: --set: sed: unknown key; the top level has"),
         (["run", "fire", "--config", "x.yaml"], 2, "error: x.yaml: no such file"),
         (["run", "fire", "--target", "moon"], 2, "target: input should be 'local'"),

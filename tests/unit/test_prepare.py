@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ray_jobs.data import simulator
 from ray_jobs.data.prepare import load_rows, load_splits, prepare
 from ray_jobs.data.shards import Roles, shard_path, write_shard
+from ray_jobs.data.spec import DataSpec
 from ray_jobs.errors import DataError
 from ray_jobs.result import DataSummary
-from ray_jobs.spec import DataSpec
 from ray_jobs.storage import Storage
 from tests.conftest import real_data
 

@@ -11,9 +11,9 @@ import pytest
 
 from ray_jobs.data.readings import Readings, read_readings
 from ray_jobs.data.shards import Roles, write_shard
+from ray_jobs.data.spec import DataSpec
 from ray_jobs.data.table import find_files
 from ray_jobs.errors import DataError
-from ray_jobs.spec import DataSpec
 from ray_jobs.storage import Storage
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.errors import SpecError
-from ray_jobs.spec import JobSpec, load_spec, parse_spec
+from ray_jobs.sections import JobSpec
+from ray_jobs.spec import load_spec, parse_spec
 
 
 def _message(*overrides: str, **flags: str) -> str:
@@ -106,7 +107,7 @@ def test_every_fault_is_told_at_once() -> None:
 
 def test_unknown_workload_names_the_known_ones() -> None:
     with pytest.raises(
-        SpecError, match=r"no workload 'fier'; there is fire \(did you mean 'fire'\?\)"
+        SpecError, match=r"no workload 'fier'; there is fire, waste \(did you mean 'fire'\?\)"
     ):
         load_spec("fier")
 

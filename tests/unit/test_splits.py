@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ray_jobs.data.splits import assign_splits
 from ray_jobs.errors import DataError
-from ray_jobs.spec import SplitShares
+from ray_jobs.sections import SplitShares
 
 SHARES = SplitShares()
 TARGETS = np.array([0.7, 0.15, 0.15])

@@ -1,0 +1,68 @@
+"""What a workload is: its job description, and what differs between workloads in a job's steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ray_jobs.result import DataSummary, JobResult, MemberResult
+from ray_jobs.sections import JobSpec
+from ray_jobs.storage import Storage
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+    from ray_jobs.run import Run
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """How MLflow is to call a model: what `Workload.write_model` leaves beside its files."""
+
+    code: Path  # models-from-code: a file that calls mlflow.models.set_model
+    signature: ModelSignature
+    example: Any  # an input that the model takes
+    requirements: tuple[str, ...]  # packages that it needs, without versions
+    tags: dict[str, str]
+
+
+class Workload(ABC):
+    """One kind of job. Its methods import what they need when they are called."""
+
+    spec: ClassVar[type[JobSpec]]
+
+    @abstractmethod
+    def prepare(
+        self, spec: Any, *, storage: Storage, num_workers: int, emit: Callable[..., None]
+    ) -> DataSummary:
+        """Make the dataset that a spec asks for, or find it made already.
+
+        Raises:
+            DataError: the data cannot be used as the spec asks.
+        """
+
+    @abstractmethod
+    def work(self, run: Run) -> None:
+        """All steps of the job, in this process. The last one writes the SUCCEEDED result."""
+
+    @abstractmethod
+    def score(self, run: Run, members: list[MemberResult]) -> dict[str, Any]:
+        """Read the test split, once: the fields of JobResult that come of it.
+
+        A repeated step scores the predictions that the first one stored.
+        """
+
+    @abstractmethod
+    def render(self, run: Run, result: JobResult) -> str:
+        """The report, HTML, from a result and however little the run has left."""
+
+    @abstractmethod
+    def params(self, run: Run, result: JobResult) -> dict[str, Any]:
+        """What MLflow keeps as parameters beside seed, objective and data."""
+
+    @abstractmethod
+    def write_model(self, run: Run, result: JobResult, folder: Path) -> ModelForm:
+        """Write the finished model into an empty folder. No pickle."""
