@@ -36,6 +36,12 @@ class JobFailed(EmberlineError):
     exit_code = 4
 
 
+class Stopped(EmberlineError):
+    """The job was asked to stop, and stopped where it can be taken up again."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class RetryableError(EmberlineError):
     """The job failed for a reason that may pass (network, a lost node): a retry may succeed."""
 

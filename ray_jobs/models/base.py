@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from ray_jobs.data.dataset import Rows
 from ray_jobs.metrics import objective_value
 from ray_jobs.result import Objective
+
+if TYPE_CHECKING:
+    from ray_jobs.training.checkpoints import CheckpointStore
 
 
 class MemberConfig(BaseModel):
@@ -46,6 +49,8 @@ class FitContext:
     objective: Objective
     num_threads: int = 1
     emit: Callable[..., None] = _ignore  # emit(event, **fields): progress for the journal
+    checkpoints: CheckpointStore | None = None  # to go on from, if the fit is cut off
+    stop_requested: Callable[[], bool] = lambda: False  # looked at about once a second
 
 
 @dataclass
@@ -58,6 +63,7 @@ class FitReport:
     num_parameters: int | None = None
     degenerate: bool = False
     num_skipped_batches: int = 0
+    num_failed_samples: int = 0
     warnings: list[str] = field(default_factory=list)
 
 

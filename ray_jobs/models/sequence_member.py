@@ -18,9 +18,10 @@ from ray_jobs.data.dataset import Rows
 from ray_jobs.models.base import FitContext, FitReport, MemberConfig, validation_metrics
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ray_jobs.models.networks import SequenceNetwork
+    from ray_jobs.training.batch import Batch
 
 _Batch = tuple[NDArray[np.int64], NDArray[np.bool_]]
 _WEIGHTS, _ABOUT = "weights.safetensors", "network.json"
@@ -59,42 +60,41 @@ class SequenceMember:
 
     def fit(self, train: Rows, val: Rows, context: FitContext) -> FitReport:
         import torch
-        from torch.nn.functional import binary_cross_entropy_with_logits
 
         from ray_jobs.training import loop
 
         torch.set_num_threads(context.num_threads)
         torch.manual_seed(context.seed)
-        config, rng = self._config, np.random.default_rng(context.seed)
+        config = self._config
         network = self._make_network(train.x.shape[1])
         self._network = network
-        x, y = torch.from_numpy(train.x), torch.from_numpy(train.y.astype(np.float32))
-        network.standardize.fit(x)
+        network.standardize.fit(torch.from_numpy(train.x))
+        peak = self._learning_rate(train)
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=self._learning_rate(train), weight_decay=config.weight_decay
+            network.parameters(), lr=peak, weight_decay=config.weight_decay
         )
         total_steps = config.epochs * self._num_batches(len(train))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _warmup_cosine(step, config.warmup_steps, total_steps)
-        )
 
-        def train_losses(_epoch: int) -> Iterator[Tensor]:
-            for batch in self._batches(train, rng):
-                index, scored = (torch.from_numpy(array) for array in batch)
-                yield binary_cross_entropy_with_logits(network(x[index])[scored], y[index][scored])
+        def set_learning_rate(num_updates: int) -> None:
+            share = _warmup_cosine(num_updates, config.warmup_steps, total_steps)
+            optimizer.param_groups[0]["lr"] = peak * share
 
-        def validate() -> dict[str, float]:
-            return validation_metrics(val, self.predict_proba(val), context.objective)
+        def validate(network: nn.Module) -> dict[str, float]:
+            return validation_metrics(val, self._predict(network, val), context.objective)
 
         return loop.fit(
             network,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            epochs=config.epochs,
-            patience=config.patience,
-            train_losses=train_losses,
-            validate=validate,
-            context=context,
+            _WindowBatches(self, train, context.seed),
+            loop.Learning(
+                loss=_reading_loss,
+                optimizer=optimizer,
+                epochs=config.epochs,
+                patience=config.patience,
+                batch_size=len(train),  # never more: a batch is bounded by its readings
+                set_learning_rate=set_learning_rate,
+            ),
+            validate,
+            context,
         )
 
     def _learning_rate(self, train: Rows) -> float:
@@ -110,7 +110,7 @@ class SequenceMember:
         """About how many batches an epoch has."""
         return math.ceil(num_rows / (self._config.batch_size * self._config.window))
 
-    def _batches(self, train: Rows, rng: np.random.Generator) -> Iterator[_Batch]:
+    def batches(self, train: Rows, rng: np.random.Generator) -> Iterator[_Batch]:
         """An epoch: the rows to gather [B, T], and at which of them the loss is taken [B, T].
 
         One window a row with the loss at its last reading would read every row `window` times; with
@@ -122,19 +122,22 @@ class SequenceMember:
         return (batch.gather() for batch in windows.batches(tiles, num_readings, rng))
 
     def predict_proba(self, rows: Rows) -> NDArray[np.float64]:
+        return self._predict(self._network, rows)
+
+    def _predict(self, network: nn.Module, rows: Rows) -> NDArray[np.float64]:
         import torch
 
         x = torch.from_numpy(rows.x)
         scored = windows.ending_at_each_row(rows, self._config.window)
         size = max(1, _EVAL_READINGS // self._config.window)
         p = np.empty(len(rows), dtype=np.float64)
-        self._network.eval()
+        network.eval()
         with torch.inference_mode():
             for start in range(0, len(rows), size):
                 part = scored.take(slice(start, start + size))
                 index, _ = part.gather()
                 last = torch.from_numpy(part.length - 1)
-                logits = self._network(x[torch.from_numpy(index)])[torch.arange(len(part)), last]
+                logits = network(x[torch.from_numpy(index)])[torch.arange(len(part)), last]
                 p[start : start + size] = torch.sigmoid(logits.double()).numpy()
         return p
 
@@ -152,6 +155,37 @@ class SequenceMember:
         self._network = self._make_network(int(about["num_features"]))
         self._network.load_state_dict(load_file(folder / _WEIGHTS))
         self._network.eval()
+
+
+class _WindowBatches:
+    """The batches of an epoch: readings of windows [B, T, F], their labels [B, T], and where the
+    loss is taken [B, T]."""
+
+    def __init__(self, member: SequenceMember, train: Rows, seed: int):
+        self._member, self._train, self._seed = member, train, seed
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        import torch
+
+        from ray_jobs.training.batch import Batch
+
+        train = self._train
+        x, y = torch.from_numpy(train.x), torch.from_numpy(train.y.astype(np.float32))
+        rng = np.random.default_rng((self._seed, epoch))
+        for number, (rows, scored) in enumerate(self._member.batches(train, rng)):
+            if number < start:
+                continue
+            index = torch.from_numpy(rows)
+            tensors = {"x": x[index], "y": y[index], "scored": torch.from_numpy(scored)}
+            yield Batch(tensors, train.row_id[rows[:, 0]].tolist())
+
+
+def _reading_loss(network: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    scored = batch.tensors["scored"]
+    logits = network(batch.tensors["x"])[scored]
+    return binary_cross_entropy_with_logits(logits, batch.tensors["y"][scored]), []
 
 
 def _warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:

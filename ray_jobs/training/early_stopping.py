@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray_jobs.result import Objective
 
@@ -51,6 +52,19 @@ class EarlyStopping:
     @property
     def should_stop(self) -> bool:
         return self.is_degenerate or self.num_bad_epochs >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "num_bad_epochs": self.num_bad_epochs,
+            "recent": self._recent,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.num_bad_epochs = state["num_bad_epochs"]
+        self._recent = [tuple(metrics) for metrics in state["recent"]]
 
     def _is_better(self, value: float) -> bool:
         if self.best is None:

@@ -1,0 +1,195 @@
+"""Guards: each watches for one way in which training goes wrong, and says what to do about it.
+
+They are told what every worker is told, so all workers come to the same verdict. `state()` and
+`restore()` carry them over a restart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_jobs.errors import JobFailed
+from ray_jobs.training.spec import GuardSpec
+
+ENOUGH_STEPS = 100  # before a share of steps says anything
+ENOUGH_SAMPLES = 200  # before a share of samples does
+OVERFITTING_EPOCHS = 4  # of rising validation loss beside a falling training loss
+
+
+@dataclass
+class NonFiniteGuard:
+    """Steps skipped because the loss or its gradient was not finite."""
+
+    spec: GuardSpec
+    num_steps: int = 0
+    num_skipped: int = 0
+    num_in_a_row: int = 0
+
+    def observe(self, *, is_finite: bool) -> None:
+        """Take the verdict on a step.
+
+        Raises:
+            JobFailed: too many in a row, or too large a share of all.
+        """
+        self.num_steps += 1
+        if is_finite:
+            self.num_in_a_row = 0
+            return
+        self.num_skipped += 1
+        self.num_in_a_row += 1
+        if self.num_in_a_row >= self.spec.nonfinite_in_a_row:
+            raise JobFailed(
+                f"the loss or its gradient was not finite in {self.num_in_a_row} steps in a row; "
+                "lower the learning_rate"
+            )
+        share = self.num_skipped / self.num_steps
+        if self.num_steps >= ENOUGH_STEPS and share > self.spec.nonfinite_share:
+            raise JobFailed(
+                f"the loss or its gradient was not finite in {self.num_skipped} of "
+                f"{self.num_steps} steps ({share:.0%}, more than "
+                f"train.guards.nonfinite_share={self.spec.nonfinite_share:g}); "
+                "lower the learning_rate"
+            )
+
+    def state(self) -> dict[str, int]:
+        return {
+            "num_steps": self.num_steps,
+            "num_skipped": self.num_skipped,
+            "num_in_a_row": self.num_in_a_row,
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.num_steps, self.num_skipped = state["num_steps"], state["num_skipped"]
+        self.num_in_a_row = state["num_in_a_row"]
+
+
+@dataclass
+class SampleGuard:
+    """Samples left out of their batches: pictures that cannot be read, tensors of another shape."""
+
+    spec: GuardSpec
+    num_seen: int = 0
+    num_failed: int = 0
+    num_empty_batches: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # of this worker alone
+
+    def observe(self, *, num_used: int, num_failed: int) -> None:
+        """Take the counts of a step, over all workers.
+
+        Raises:
+            JobFailed: more of all samples failed than `bad_share_stop`.
+        """
+        self.num_seen += num_used + num_failed
+        self.num_failed += num_failed
+        self.num_empty_batches += num_used == 0
+        if self.num_seen >= ENOUGH_SAMPLES:
+            self.check()
+
+    def check(self) -> None:
+        """Judge, however few the samples: at the end of an epoch.
+
+        Raises:
+            JobFailed: as `observe`.
+        """
+        if self.share > self.spec.bad_share_stop:
+            commonest = "; ".join(f"{reason} ({n})" for reason, n in self.reasons.most_common(3))
+            raise JobFailed(
+                f"{self.num_failed} of {self.num_seen} samples could not be used "
+                f"({self.share:.0%}, more than train.guards.bad_share_stop="
+                f"{self.spec.bad_share_stop:g}){': ' + commonest if commonest else ''}; "
+                "mend or remove them: the journal (events.jsonl) lists their ids"
+            )
+
+    @property
+    def share(self) -> float:
+        return self.num_failed / self.num_seen if self.num_seen else 0.0
+
+    def warning(self) -> str | None:
+        """What the result should say: nothing below `bad_share_warning`."""
+        if self.share < self.spec.bad_share_warning or not self.num_failed:
+            return None
+        return (
+            f"{self.num_failed} of {self.num_seen} samples could not be used and were left out "
+            f"({self.share:.0%}); the journal (events.jsonl) lists their ids"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "num_seen": self.num_seen,
+            "num_failed": self.num_failed,
+            "num_empty_batches": self.num_empty_batches,
+            "reasons": dict(self.reasons),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.num_seen, self.num_failed = state["num_seen"], state["num_failed"]
+        self.num_empty_batches = state["num_empty_batches"]
+        self.reasons = Counter(state["reasons"])
+
+
+@dataclass
+class MemoryGuard:
+    """The number of samples held at once: halved when memory runs out, the batch staying whole."""
+
+    size: int
+
+    def halve(self, tried: int) -> str:
+        """Take note that `tried` samples were too many; returns what to say.
+
+        Raises:
+            JobFailed: not even one sample fits.
+        """
+        if tried <= 1:
+            raise JobFailed(
+                "memory ran out with a single sample; take a smaller model or model.image_size, "
+                "train.precision=bf16 or model.gradient_checkpointing=true"
+            )
+        self.size = max(1, tried // 2)
+        return (
+            f"memory ran out with {tried} samples at once; from here on {self.size} at a time, "
+            "their gradients added up: the batch stays the same"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch, on any device, says that memory ran out."""
+    import torch
+
+    # The CPU's allocator and MPS have no exception of their own.
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+@dataclass
+class OverfittingGuard:
+    """Notes, once, that validation loss rises while training loss falls."""
+
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (train, val) of the epochs
+    noted_epoch: int | None = None
+
+    def observe(self, epoch: int, train_loss: float, val_loss: float | None) -> str | None:
+        """Take the losses of an epoch; returns what to say the first time."""
+        if val_loss is None or not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            return None
+        self.losses = [*self.losses, (train_loss, val_loss)][-(OVERFITTING_EPOCHS + 1) :]
+        pairs = list(zip(self.losses, self.losses[1:], strict=False))
+        overfits = len(pairs) == OVERFITTING_EPOCHS and all(
+            later[0] < earlier[0] and later[1] > earlier[1] for earlier, later in pairs
+        )
+        if not overfits or self.noted_epoch is not None:
+            return None
+        self.noted_epoch = epoch
+        return (
+            f"overfitting since epoch {epoch - OVERFITTING_EPOCHS + 1}: the validation loss rises "
+            "while the training loss falls; more data, augmentation or weight_decay would help"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"losses": self.losses, "noted_epoch": self.noted_epoch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.losses = [tuple(pair) for pair in state["losses"]]
+        self.noted_epoch = state["noted_epoch"]
