@@ -40,7 +40,9 @@ class ClassPredictions:
         if len(set(lengths.values())) != 1:
             raise ValueError(f"the columns of predictions differ in length: {lengths}")
         if self.p.ndim != 2 or self.p.shape[1] != len(self.classes):
-            raise ValueError(f"p must be [N, {len(self.classes)}] as classes, but is {self.p.shape}")
+            raise ValueError(
+                f"p must be [N, {len(self.classes)}] as classes, but is {self.p.shape}"
+            )
         twice = [name for i, name in enumerate(self.classes) if name in self.classes[:i]]
         if twice:
             raise ValueError(f"the class {twice[0]!r} is named twice")

@@ -77,7 +77,7 @@ def _collect(run: Run, name: str, reference: ray.ObjectRef[str]) -> MemberResult
         )
     except ray.exceptions.RayError as error:
         result = _failed(run, name, f"its worker died: {str(error).strip().splitlines()[0]}")
-        _write_member_result(run, result)
+        write_member_result(run, result)
         run.journal(name)("member_ended", member=name, status="FAILED", reason=result.reason)
         return result
 
@@ -102,7 +102,7 @@ def _train_member(run_uri: str, name: str, data: DataSummary, num_threads: int) 
             "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
         }
     )
-    _write_member_result(run, result)
+    write_member_result(run, result)
     journal(
         "member_ended",
         member=name,
@@ -196,7 +196,7 @@ def read_val_predictions(run: Run, name: str) -> NDArray[np.float64] | None:
         return None
 
 
-def _write_member_result(run: Run, result: MemberResult) -> None:
+def write_member_result(run: Run, result: MemberResult) -> None:
     path = run.path("checkpoints", result.name, RESULT)
     run.storage.write_text(path, result.model_dump_json(indent=2, exclude_none=True))
 

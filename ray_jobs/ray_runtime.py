@@ -24,6 +24,11 @@ def available_cpus(resources: ResourceSpec) -> int:
     return resources.num_cpus or len(os.sched_getaffinity(0))
 
 
+def cpus_per_worker(resources: ResourceSpec) -> int:
+    """CPUs of each of the workers that train one network together."""
+    return max(1, available_cpus(resources) // resources.num_workers)
+
+
 def quiet_environment() -> None:
     """Settings Ray reads when it starts: a token of this run's own, no telemetry, no prompts."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")

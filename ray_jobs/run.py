@@ -34,6 +34,7 @@ from ray_jobs.workloads.base import Workload
 S = TypeVar("S", bound=JobSpec, default=Any)  # the workload's own description
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RESULT, SPEC, REPORT = "result.json", "spec.yaml", "report.html"
+_STOP = "stop"  # a file that asks the run to stop where it can be taken up again
 
 
 def new_run_id() -> str:
@@ -130,6 +131,18 @@ class Run(Generic[S]):
 
     def write_result(self, result: JobResult) -> None:
         self.storage.write_text(self.path(RESULT), result.to_json())
+
+    def request_stop(self) -> None:
+        """Ask whoever trains the run, wherever that is, to write a checkpoint and stop."""
+        self.storage.write_bytes(self.path(_STOP), b"")
+
+    def is_stop_requested(self) -> bool:
+        return self.storage.exists(self.path(_STOP))
+
+    def clear_stop(self) -> None:
+        """The run is taken up again."""
+        if self.is_stop_requested():
+            self.storage.delete(self.path(_STOP))
 
     @contextmanager
     def claim(self) -> Iterator[bool]:

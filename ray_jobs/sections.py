@@ -42,6 +42,8 @@ class ResourceSpec(Section):
 
     num_cpus: Annotated[int, Field(ge=1)] | None = None  # default: all of this machine's
     cpus_per_member: Annotated[int, Field(ge=1)] | None = None  # default: half of num_cpus
+    num_workers: Annotated[int, Field(ge=1)] = 1  # that train one network together
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # of a network; auto: the best there is
 
 
 class TrackingSpec(Section):
@@ -65,6 +67,7 @@ class JobSpec(Section):
     storage: str = "./runs"
     target: Literal["local"] = "local"
     objective: Objective
+    tolerance: Annotated[float, Field(ge=0)] = 0.02  # of the objective, from run to run off the CPU
     resources: ResourceSpec = ResourceSpec()
     tracking: TrackingSpec = TrackingSpec()
 

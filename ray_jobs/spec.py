@@ -3,6 +3,7 @@ anything starts."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray_jobs import workloads as registry
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
 
+_SOURCES = ("source", "sources", "path")  # keys of `data` that say where it comes from
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -40,6 +42,9 @@ def load_spec(
         raise SpecError(f"no workload {workload!r}; there is {_listing(workloads(), workload)}")
     path = config or CONFIGS / f"{workload}.yaml"
     raw = _read_yaml(path)
+    demo = raw.pop("demo", None)
+    if demo is not None and not _names_data(raw, overrides):
+        _merge(raw, demo)
     overridden = {_apply_override(raw, override) for override in overrides}
     raw |= {key: value for key, value in flags.items() if value is not None}
     if workload is not None and raw.setdefault("workload", workload) != workload:
@@ -73,6 +78,24 @@ def parse_spec(
 def workloads() -> list[str]:
     """The shipped workloads: one job description each."""
     return list(registry.NAMES)
+
+
+def _names_data(raw: dict[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether the user says where the data come from. A description may have a section `demo` for
+    when nobody does: what is then drawn needs no large model."""
+    trial = copy.deepcopy(raw)
+    for override in overrides:
+        _apply_override(trial, override)
+    data = trial.get("data")
+    return isinstance(data, dict) and any(data.get(key) for key in _SOURCES)
+
+
+def _merge(into: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

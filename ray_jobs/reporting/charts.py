@@ -107,7 +107,7 @@ def line_chart(
     height: int = 340,
 ) -> Markup:
     """Lines over two axes. Of two lines the later lies on top; `references` lie beneath all."""
-    svg = _svg(_WIDTH, height, label)
+    svg = new_svg(_WIDTH, height, label)
     _frame(svg, x_axis, y_axis, height)
 
     def pixels(x: Floats, y: Floats) -> Floats:
@@ -128,7 +128,7 @@ def line_chart(
             svg, "circle", {"class": dot.css, "cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "5"}
         )
         SubElement(circle, "title").text = dot.title
-    return _markup(svg)
+    return to_markup(svg)
 
 
 def histogram(counts: Sequence[int], titles: Sequence[str], *, label: str, x_axis: Axis) -> Markup:
@@ -137,7 +137,7 @@ def histogram(counts: Sequence[int], titles: Sequence[str], *, label: str, x_axi
     decades = max(1, math.ceil(math.log10(max([*counts, 1]) + 1)))
     ticks = range(0, decades + 1, 1 if decades < 4 else 2)
     y_axis = Axis("Rows (log)", -0.3, decades, tuple(ticks))
-    svg = _svg(_WIDTH, height, label)
+    svg = new_svg(_WIDTH, height, label)
     _frame(svg, x_axis, y_axis, height, y_texts=[_short(10**tick) for tick in ticks])
     width = (_WIDTH - _LEFT - _RIGHT) / len(counts)
     for index, (num, title) in enumerate(zip(counts, titles, strict=True)):
@@ -151,7 +151,7 @@ def histogram(counts: Sequence[int], titles: Sequence[str], *, label: str, x_axi
             }
             bar = SubElement(svg, "rect", {"class": "bar", **shape})
             SubElement(bar, "title").text = title
-    return _markup(svg)
+    return to_markup(svg)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def whiskers(
     pitch = 12
     height = pitch * max(len(marks), 1) + 4
     label = "; ".join(mark.title for mark in marks) or "no value"
-    svg = _svg(width, height, label, css="whiskers", fixed=True)
+    svg = new_svg(width, height, label, css="whiskers", fixed=True)
     start, stop = _LABEL_ROOM, width - _LABEL_ROOM
     for tick in axis.ticks:
         _upright(svg, "grid", float(axis.place(tick, start, stop)), 0, height)
@@ -193,12 +193,12 @@ def whiskers(
             SubElement(group, "line", {"class": "whisker", "x1": low, "x2": high, "y1": y, "y2": y})
         x = f"{float(axis.place(mark.value, start, stop)):.1f}"
         SubElement(group, "circle", {"class": "dot", "cx": x, "cy": y, "r": "4"})
-    return _markup(svg)
+    return to_markup(svg)
 
 
 def whisker_axis(axis: Axis, *, width: int) -> Markup:
     """The labels of the axis that a column of whiskers shares."""
-    svg = _svg(width, 14, "", css="whiskers", fixed=True)
+    svg = new_svg(width, 14, "", css="whiskers", fixed=True)
     texts = _tick_texts(axis.ticks)
     every = math.ceil(len(texts) * _TICK_ROOM / width)
     for index in range(0, len(texts), every):
@@ -206,27 +206,27 @@ def whisker_axis(axis: Axis, *, width: int) -> Markup:
         # The outermost labels turn inwards, so that they are not cut off.
         anchor = {0: "start", len(axis.ticks) - 1: "end"}.get(index, "middle")
         x += {"start": -_LABEL_ROOM, "end": _LABEL_ROOM, "middle": 0}[anchor]
-        _text(svg, x, 11, texts[index], anchor=anchor)
-    return _markup(svg)
+        add_text(svg, x, 11, texts[index], anchor=anchor)
+    return to_markup(svg)
 
 
 def bar(value: float, *, low: float, high: float, css: str, label: str) -> Markup:
     """One horizontal bar from zero to `value`, on an axis from `low` to `high` that holds zero."""
     axis = Axis("", low, high if high > low else low + 1, ())
     zero, end = (float(axis.place(edge, 0, 100)) for edge in (0.0, value))
-    svg = _svg(100, 10, label, css="bar-cell")
+    svg = new_svg(100, 10, label, css="bar-cell")
     svg.set("preserveAspectRatio", "none")
     SubElement(svg, "rect", {"class": "track", "x": "0", "y": "0", "width": "100", "height": "10"})
     shape = {"x": f"{min(zero, end):.2f}", "width": f"{abs(end - zero):.2f}"}
     SubElement(svg, "rect", {"class": f"bar {css}", "y": "0", "height": "10", **shape})
-    return _markup(svg)
+    return to_markup(svg)
 
 
 def swatch(css: str) -> Markup:
     """A line's colour and dashes, for a legend."""
     svg = Element("svg", {"class": "swatch", "viewBox": "0 0 22 8", "aria-hidden": "true"})
     SubElement(svg, "path", {"class": f"line {css}", "d": "M1 4H21"})
-    return _markup(svg)
+    return to_markup(svg)
 
 
 def _frame(
@@ -238,13 +238,13 @@ def _frame(
         y = float(y_axis.place(tick, bottom, _TOP))
         edges = {"x1": str(_LEFT), "x2": str(right), "y1": f"{y:.1f}", "y2": f"{y:.1f}"}
         SubElement(svg, "line", {"class": "grid", **edges})
-        _text(svg, _LEFT - 7, y + 4, text, anchor="end")
+        add_text(svg, _LEFT - 7, y + 4, text, anchor="end")
     for tick, text in zip(x_axis.ticks, _tick_texts(x_axis.ticks), strict=True):
         x = float(x_axis.place(tick, _LEFT, right))
         _upright(svg, "grid", x, _TOP, bottom)
-        _text(svg, x, bottom + 16, text, anchor="middle")
-    _text(svg, (_LEFT + right) / 2, height - 6, x_axis.label, anchor="middle", css="axis-label")
-    name = _text(svg, 0, 0, y_axis.label, anchor="middle", css="axis-label")
+        add_text(svg, x, bottom + 16, text, anchor="middle")
+    add_text(svg, (_LEFT + right) / 2, height - 6, x_axis.label, anchor="middle", css="axis-label")
+    name = add_text(svg, 0, 0, y_axis.label, anchor="middle", css="axis-label")
     name.set("transform", f"translate(11 {(_TOP + bottom) / 2:.1f}) rotate(-90)")
 
 
@@ -266,7 +266,7 @@ def _short(power_of_ten: int) -> str:
     return f"{power_of_ten}" if power_of_ten < 1000 else f"{power_of_ten // 1000}k"
 
 
-def _svg(
+def new_svg(
     width: int, height: int, label: str, *, css: str = "chart", fixed: bool = False
 ) -> Element:
     size = {"width": str(width), "height": str(height)} if fixed else {}
@@ -279,7 +279,7 @@ def _upright(svg: Element, css: str, x: float, y1: float, y2: float) -> Element:
     return SubElement(svg, "line", {"class": css, **edges})
 
 
-def _text(
+def add_text(
     svg: Element, x: float, y: float, content: str, *, anchor: str, css: str = "tick"
 ) -> Element:
     text = SubElement(
@@ -289,5 +289,5 @@ def _text(
     return text
 
 
-def _markup(svg: Element) -> Markup:
+def to_markup(svg: Element) -> Markup:
     return Markup(tostring(svg, encoding="unicode"))  # noqa: S704 - built and escaped by xml.etree

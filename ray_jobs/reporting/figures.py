@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from markupsafe import Markup
 from ray_jobs.predictions import Predictions
 from ray_jobs.reporting import charts, curves
 from ray_jobs.reporting.charts import Axis, Dot, Line, Mark
-from ray_jobs.reporting.curves import Floats, Ranking
+from ray_jobs.reporting.curves import Floats, Labels, Ranking
 from ray_jobs.reporting.scores import (
     MISSING,
     count,
@@ -139,11 +141,29 @@ def _dots(hints: Sequence[_Hint], x: Floats, y: Floats) -> list[Dot]:
 
 def calibration_figure(result: JobResult, test: Predictions) -> Figure:
     """Reliability diagram of the ensemble on test, over the histogram of its probabilities."""
-    bins = curves.reliability(test.y, test.ensemble)
+    method = result.ensemble.calibration if result.ensemble else MISSING
+    return reliability_figure(
+        result, test.y, test.ensemble, model="the ensemble", hit="positive", method=method
+    )
+
+
+def reliability_figure(
+    result: JobResult,
+    y: Labels,
+    p: Floats,
+    *,
+    model: str,
+    hit: str,
+    probability: str = "Predicted probability",
+    frequency: str = "Share of positives",
+    method: str | None = None,
+) -> Figure:
+    """How often `y` [N] is 1 by `p` [N] on test; `hit` says in a word what is then the case."""
+    bins = curves.reliability(y, p)
     edges = np.linspace(0, 1, len(bins.num_rows) + 1)
     titles = [
         f"Probability {low:.3f}–{high:.3f}: {plural(int(num), 'row')}, "
-        f"{count(int(positive))} positive ({percent(positive, num)})"
+        f"{count(int(positive))} {hit} ({percent(positive, num)})"
         for low, high, num, positive in zip(
             edges[:-1], edges[1:], bins.num_rows, bins.num_positive, strict=True
         )
@@ -152,9 +172,9 @@ def calibration_figure(result: JobResult, test: Predictions) -> Figure:
     ece = result.metrics.get("test", {}).get("ece")
     diagram = charts.line_chart(
         [Line(ENSEMBLE, bins.mean_probability[filled], bins.frequency[filled])],
-        label=f"Reliability diagram of the ensemble on the test split, {len(filled)} filled bins",
-        x_axis=Axis.unit("Predicted probability (mean of the bin)"),
-        y_axis=Axis.unit("Share of positives"),
+        label=f"Reliability diagram of {model} on the test split, {len(filled)} filled bins",
+        x_axis=Axis.unit(f"{probability} (mean of the bin)"),
+        y_axis=Axis.unit(frequency),
         references=[Line(_CHANCE, np.array([0.0, 1.0]), np.array([0.0, 1.0]))],
         dots=[
             Dot(
@@ -169,13 +189,13 @@ def calibration_figure(result: JobResult, test: Predictions) -> Figure:
     counts = charts.histogram(
         bins.num_rows.tolist(),
         titles,
-        label="Histogram of the ensemble's probabilities on the test split",
-        x_axis=Axis.unit("Predicted probability"),
+        label=f"Histogram of {model}'s probabilities on the test split",
+        x_axis=Axis.unit(probability),
     )
-    method = result.ensemble.calibration if result.ensemble else MISSING
     caption = (
         f"{len(titles)} bins of equal width. On the dotted line, probabilities mean what they say. "
-        f"ECE {number(ece.value if ece else None)} ({interval(ece)}); calibration: {method}."
+        f"ECE {number(ece.value if ece else None)} ({interval(ece)})"
+        f"{f'; calibration: {method}' if method else ''}."
     )
     return Figure("Calibration", [diagram, counts], [], caption)
 
@@ -212,9 +232,14 @@ def threshold_figure(result: JobResult, test: Predictions) -> Figure | None:
 
 
 def learning_figures(
-    result: JobResult, histories: Mapping[str, Sequence[Mapping[str, Any]]]
+    result: JobResult,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    further: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Figure]:
-    """Loss and objective by epoch, for each member that has a history."""
+    """Loss and objective by epoch, for each member that has a history.
+
+    `further` names what else to draw where the history has it: key -> name of its axis.
+    """
     css = colours(member.name for member in result.members)
     metric = result.objective.metric
     figures = []
@@ -233,6 +258,7 @@ def learning_figures(
         if np.isfinite(train_loss).any():
             legend.append(LegendEntry("train", charts.swatch(f"{style} dotted")))
         scores = [Line(style, epoch, _column(history, metric))]
+        others = dict(_scaled(name, _column(history, key)) for key, name in further.items())
         figures.append(
             Figure(
                 member.name,
@@ -243,6 +269,16 @@ def learning_figures(
                         scores,
                         f"{metric_label(metric)} on validation",
                         f"{metric_label(metric)} of {member.name} on validation by epoch",
+                    ),
+                    *(
+                        _by_epoch(
+                            member,
+                            [Line(style, epoch, values)],
+                            name,
+                            f"{name} of {member.name} by epoch",
+                        )
+                        for name, values in others.items()
+                        if np.isfinite(values).any()
                     ),
                 ],
                 legend,
@@ -267,6 +303,15 @@ def _by_epoch(member: MemberResult, lines: Sequence[Line], name: str, label: str
         dots=dots,
         height=230,
     )
+
+
+def _scaled(name: str, values: Floats) -> tuple[str, Floats]:
+    """Values in a unit that leaves their axis short labels; the name tells the unit."""
+    largest = float(np.max(np.abs(values), where=np.isfinite(values), initial=0.0))
+    if not 0 < largest < 0.01:
+        return name, values
+    exponent = math.floor(math.log10(largest))
+    return f"{name} (in 1e−{-exponent})", values / 10.0**exponent
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> Floats:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -32,26 +33,13 @@ def render_report(
         histories: member -> one dict an epoch, with epoch, train_loss, val_loss and the objective.
         spec_yaml: the spec as resolved.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("number", "signed", "interval", "count", "duration", "moment", "metric_label"):
-        environment.filters[name] = getattr(scores, name)
     test = (predictions or {}).get("test")
-    css = (_HERE / "report.css").read_text(encoding="utf-8")
     threshold = result.ensemble.threshold if result.ensemble else None
-    return environment.get_template("report.html.j2").render(
-        result=result,
+    return fill(
+        "report.html.j2",
+        ["report.css"],
+        **common_parts(result, spec_yaml),
         verdict=assess(result),
-        objective=result.objective.metric,
-        objective_scores={
-            split: metrics.get(result.objective.metric) for split, metrics in result.metrics.items()
-        },
-        score_tables=tables.score_tables(result),
         leaderboard=tables.leaderboard(result),
         every_metric=scores.in_order(tables.metric_names(result)),
         ranking=figures.ranking_figures(result, test) if test else [],
@@ -62,11 +50,40 @@ def render_report(
         weights=tables.weights(result),
         candidates=tables.candidates(result),
         learning=figures.learning_figures(result, histories or {}),
-        skipped=tables.skipped(result),
-        phases=tables.phases(result),
-        spec_yaml=spec_yaml,
+    )
+
+
+def common_parts(result: JobResult, spec_yaml: str | None) -> dict[str, Any]:
+    """What the sections need that the report of every workload has, bar verdict and learning."""
+    metric = result.objective.metric
+    return {
+        "result": result,
+        "objective": metric,
+        "objective_scores": {split: values.get(metric) for split, values in result.metrics.items()},
+        "inputs": scores.inputs(result),
+        "score_tables": tables.score_tables(result),
+        "skipped": tables.skipped(result),
+        "phases": tables.phases(result),
+        "spec_yaml": spec_yaml,
+    }
+
+
+def fill(template: str, styles: Sequence[str], **values: Any) -> str:
+    """A template of this folder with its values, its styles, and their digest for its policy."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "signed", "interval", "count", "duration", "moment", "metric_label"):
+        environment.filters[name] = getattr(scores, name)
+    css = "".join((_HERE / style).read_text(encoding="utf-8") for style in styles)
+    return environment.get_template(template).render(
         percent=scores.percent,
         missing=scores.MISSING,
-        css=Markup(css),  # noqa: S704 - our own file
+        css=Markup(css),  # noqa: S704 - our own files
         css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
+        **values,
     )

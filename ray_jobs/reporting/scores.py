@@ -63,6 +63,11 @@ def sign(metric: str, result: JobResult) -> int:
     return -1 if metric in _COSTS else 1
 
 
+def inputs(result: JobResult) -> str:
+    """What the model looks at, in a word."""
+    return "pictures" if result.data and result.data.scan else "features"
+
+
 def no_skill(metric: str, result: JobResult) -> float | None:
     """What an answer that never looks at the features can score on the test split; None if unknown.
 

@@ -278,6 +278,13 @@ def skipped(result: JobResult) -> list[Skipped]:
     if result.num_skipped_batches:
         noun = "batch" if result.num_skipped_batches == 1 else "batches"
         entries.append(Skipped("training", f"{result.num_skipped_batches:,} {noun} skipped"))
+    entries += [
+        Skipped(
+            m.name, f"{scores.plural(m.num_failed_samples, 'sample')} left out of their batches"
+        )
+        for m in result.members
+        if m.num_failed_samples
+    ]
     entries += [Skipped("data", warning) for warning in (data.warnings if data else [])]
     entries += [Skipped(m.name, warning) for m in result.members for warning in m.warnings]
     # The run's own list repeats what its members and its data said.

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ray_jobs.reporting.scores import interval, metric_label, no_skill, number, plural, sign
+from ray_jobs.reporting.scores import (
+    inputs,
+    interval,
+    metric_in_text,
+    metric_label,
+    no_skill,
+    number,
+    plural,
+    sign,
+)
 from ray_jobs.result import JobResult, MetricValue
 
 Level = Literal["good", "caution", "bad", "open"]
@@ -38,18 +47,22 @@ class Verdict:
     findings: list[Finding]
 
 
-def assess(result: JobResult) -> Verdict:
-    """Weigh a result. Every number said stands in it, or follows from it by arithmetic."""
+def assess(result: JobResult, warnings: Sequence[str] = ()) -> Verdict:
+    """Weigh a result. Every number said stands in it, or follows from it by arithmetic.
+
+    `warnings` are further ones that a reader should meet before the score.
+    """
     findings = [
         finding for part in (_scores, _ceilings, _members, _leaks) for finding in part(result)
     ]
+    findings += [Finding("warning", text) for text in warnings]
     if result.status == "FAILED":
         reason = result.reason or "it left no reason."
         return Verdict("bad", "Failed", f"The run failed: {reason}", _remains(result), findings)
     levels = {finding.level for finding in findings}
     num_warnings = sum(finding.level != "note" for finding in findings)
-    warnings = f", {plural(num_warnings, 'warning')}" if num_warnings else ""
-    label = f"{result.status.capitalize()}{warnings}"
+    suffix = f", {plural(num_warnings, 'warning')}" if num_warnings else ""
+    label = f"{result.status.capitalize()}{suffix}"
     ending = " ".join(filter(None, [_UNFINISHED.get(result.status), result.reason]))
     test = _objective(result, "test")
     if test is not None:
@@ -82,7 +95,14 @@ def _headline(result: JobResult, test: MetricValue) -> str:
     if baseline is not None and not _beats(result, result.objective.metric, test, baseline):
         return (
             f"It is not shown to be better than no skill: {score} on test, where an answer that "
-            f"never looks at the features scores {number(baseline)}."
+            f"never looks at the {inputs(result)} scores {number(baseline)}."
+        )
+    if data.classes:
+        metric = metric_in_text(result.objective.metric)
+        rows_seen = plural(rows.num_rows, "picture" if data.scan else "row")
+        return (
+            f"The model names the class with {metric} {number(test.value)} on {rows_seen} it has "
+            "never seen."
         )
     num, noun = (rows.num_groups, "group") if data.grouped_by else (rows.num_rows, "row")
     used = _used(result)

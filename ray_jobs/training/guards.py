@@ -7,12 +7,17 @@ They are told what every worker is told, so all workers come to the same verdict
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import JobFailed
 from ray_jobs.training.spec import GuardSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ENOUGH_STEPS = 100  # before a share of steps says anything
 ENOUGH_SAMPLES = 200  # before a share of samples does
@@ -152,6 +157,29 @@ class MemoryGuard:
             f"memory ran out with {tried} samples at once; from here on {self.size} at a time, "
             "their gradients added up: the batch stays the same"
         )
+
+
+class BufferGuard:
+    """Keeps a network's buffers, such as BatchNorm's statistics, as they were before a step: one
+    that is skipped or tried again must leave nothing of its forward pass in them."""
+
+    def __init__(self, buffers: Iterable[Tensor]):
+        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in buffers:
+            by_dtype[buffer.dtype].append(buffer)  # of one dtype, they are copied in one go
+        self._kept = [(each, [buffer.clone() for buffer in each]) for each in by_dtype.values()]
+
+    def keep(self) -> None:
+        import torch
+
+        for buffers, kept in self._kept:
+            torch._foreach_copy_(kept, buffers)
+
+    def restore(self) -> None:
+        import torch
+
+        for buffers, kept in self._kept:
+            torch._foreach_copy_(buffers, kept)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

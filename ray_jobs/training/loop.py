@@ -25,6 +25,7 @@ from ray_jobs.models.base import FitContext, FitReport
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.early_stopping import EarlyStopping
 from ray_jobs.training.guards import (
+    BufferGuard,
     MemoryGuard,
     NonFiniteGuard,
     OverfittingGuard,
@@ -133,6 +134,7 @@ class _Loop:
         self._samples = SampleGuard(learning.guards)
         self._memory = MemoryGuard(learning.micro_batch_size or learning.batch_size)
         self._overfitting = OverfittingGuard()
+        self._buffers = BufferGuard(network.buffers())
         self._warnings: list[str] = []
         self._saved_at = self._polled_at = time.monotonic()
 
@@ -200,21 +202,21 @@ class _Loop:
             num_used, num_failed = round(numbers[_NUM_USED]), round(numbers[_NUM_FAILED])
             wants_stop, is_finite = numbers[_STOP] > 0, numbers[_NONFINITE] == 0
             sums = np.array(numbers[_NUM_FIXED:])
-            if num_used and is_finite:
+            if num_used:
                 self._scale_gradients(learning.batch_size / num_used)
-                is_finite = math.isfinite(self._clip().item())
+                is_finite = math.isfinite(self._clip().item()) and is_finite
             is_cause = not own_is_finite or not math.isfinite(means[0].item())
         self._samples.observe(num_used=num_used, num_failed=num_failed)
         if num_used == 0:
             self._num_skipped_of_epoch += 1
             return wants_stop
-        if is_finite or learning.scaler is not None:
-            self._update(is_finite=is_finite)
+        self._update(is_finite=is_finite)
         if is_finite:
             self._sums += sums
             self._num_used += num_used
         else:
             self._num_skipped_of_epoch += 1
+            self._buffers.restore()
             if is_cause:
                 self._emit_any("skipped", reason="the loss or its gradient is not finite",
                                ids=batch.ids)  # fmt: skip
@@ -226,6 +228,7 @@ class _Loop:
         """Gradients of the mean loss, added up over micro-batches; the means of loss and metrics,
         shape [1 + M]."""
         num_metrics = 1 + len(self._learning.metrics)
+        self._buffers.keep()
         while True:
             self._seed()
             self._learning.optimizer.zero_grad(set_to_none=True)
@@ -240,6 +243,7 @@ class _Loop:
                     raise
             # Outside the handler, which holds the graph of the failed attempt.
             message = self._memory.halve(min(size, len(batch)))
+            self._buffers.restore()
             self._warnings.append(message)
             self._emit_any("warning", message=message)  # it may be this worker's alone
             if self._device.type == "cuda":
@@ -275,15 +279,16 @@ class _Loop:
 
     def _update(self, *, is_finite: bool) -> None:
         learning = self._learning
-        if learning.scaler is not None:  # it skips the step by itself where it must
-            learning.scaler.step(learning.optimizer)
-            learning.scaler.update()
-        else:
-            learning.optimizer.step()
         if is_finite:
+            if learning.scaler is not None:
+                learning.scaler.step(learning.optimizer)
+            else:
+                learning.optimizer.step()
             self._num_updates += 1
             if learning.ema is not None:
                 learning.ema.update(self._network, self._num_updates)
+        if learning.scaler is not None:  # lowers the scale after a step that was not finite
+            learning.scaler.update()
 
     def _scale_was_too_high(self) -> bool:
         """fp16 alone: the loss scale begins high and is lowered until gradients are finite."""

@@ -88,13 +88,14 @@ class Replicas:
         """
         if self.is_alone:
             return rows
+        here, rows = rows.device, rows.to("cuda" if dist.get_backend() == "nccl" else "cpu")
         longest = -(-num_total // self.world_size)
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(gathered, padded)
         interleaved = torch.stack(gathered, dim=1).flatten(0, 1)
-        return interleaved[:num_total]
+        return interleaved[:num_total].to(here)
 
 
 def _exchangeable(device: torch.device) -> torch.device:

@@ -1,0 +1,81 @@
+"""Work on many pictures in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from ray_jobs.errors import RetryableError
+
+MIN_FOR_POOL = 64  # fewer are done before a process has started
+MAX_CHUNK = 256
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_unordered(
+    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int | None
+) -> Generator[tuple[int, list[Result]], None, None]:
+    """Results of chunks of items as they are done, each with the index of its first item.
+
+    Close the iterator to stop the workers.
+
+    Args:
+        function: a module's own function, or a partial of one: it is pickled.
+        num_workers: processes; default: one per CPU that this process may use.
+
+    Raises:
+        RetryableError: a worker was killed.
+    """
+    num_workers = num_workers or _num_cpus()
+    chunk = max(1, min(MAX_CHUNK, len(items) // (8 * num_workers)))
+    if num_workers == 1 or len(items) <= MIN_FOR_POOL:
+        for start in range(0, len(items), chunk):
+            yield start, [function(item) for item in items[start : start + chunk]]
+        return
+    # Spawned, not forked: the caller may have threads (Ray, a display) whose locks would freeze.
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        tasks = {
+            pool.submit(_map, function, items[start : start + chunk]): start
+            for start in range(0, len(items), chunk)
+        }
+        for task in as_completed(tasks):
+            yield tasks[task], task.result()
+    except BrokenProcessPool:
+        raise RetryableError(
+            "a process that works on pictures was killed, perhaps for memory: run again, with "
+            "fewer of them (resources.num_cpus) or a smaller data.max_pixels"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and never outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a pool's worker has a parent"
+    parent.join()
+    os._exit(1)

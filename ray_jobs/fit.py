@@ -1,0 +1,238 @@
+"""The training job of a network: Ray Train's workers around the guarded loop.
+
+The run's own checkpoints are what a lost worker, a lost node or a lost driver goes on from: Ray
+restarts the workers, the same run id restarts the driver, and both read the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.devices import choose_device
+from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, Stopped
+from ray_jobs.members import HISTORY, read_member_result, write_member_result
+from ray_jobs.prepare import read_data
+from ray_jobs.result import DataSummary, MemberResult
+from ray_jobs.run import Run
+from ray_jobs.workloads.network import MODEL, VAL, NetworkWorkload
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ray_jobs.training.task import NetworkTask
+
+MAX_WORKER_FAILURES = 3  # restarts of the workers before the job fails
+STEPS = "steps"  # folder of the checkpoints to go on from
+_OUTCOME = "outcome.json"
+_ERRORS: tuple[type[EmberlineError], ...] = (Stopped, RetryableError, JobFailed)
+
+
+def fit(run: Run) -> MemberResult:
+    """Train the run's network, or go on where an earlier attempt was cut off.
+
+    Raises:
+        JobFailed: a guard stopped it, or its workers died too often.
+        RetryableError: the storage failed.
+        Stopped: the run was asked to stop; a checkpoint is written.
+    """
+    journal = run.journal("train")
+    with journal.phase():
+        data = read_data(run)
+        earlier = read_member_result(run, MODEL)
+        if earlier.status == "SUCCEEDED" and earlier.spec_digest == _digest(run, data):
+            return earlier
+        started = datetime.now(UTC)
+        journal("member_started", member=MODEL)
+        result = _train(run, data)
+        result = result.model_copy(
+            update={
+                "started_at": started,
+                "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
+            }
+        )
+        write_member_result(run, result)
+        journal(
+            "member_ended",
+            member=MODEL,
+            status=result.status,
+            seconds=result.seconds,
+            metrics={key: metric.value for key, metric in result.metrics.get("val", {}).items()},
+        )
+    return result
+
+
+def load_task(run: Run, data: DataSummary) -> tuple[NetworkTask, nn.Module]:
+    """The task on this process's device, and its trained network.
+
+    Raises:
+        JobFailed: the network's files are missing or altered.
+    """
+    from safetensors.torch import load
+
+    member = read_member_result(run, MODEL)
+    if member.status != "SUCCEEDED":
+        raise JobFailed(f"run {run.run_id!r} has no trained network; run its train step first")
+    task = _make_task(run, data, num_cpus=len(os.sched_getaffinity(0)))
+    network = task.build(weights=False)
+    name = "weights.safetensors"
+    content = run.storage.read_bytes(run.path("checkpoints", MODEL, "trained", name))
+    if hashlib.sha256(content).hexdigest() != member.digests[name]:
+        raise JobFailed(f"the model's file {name} is not the one that was trained (sha256)")
+    network.load_state_dict(load(content))
+    network.eval()
+    return task, network
+
+
+def _train(run: Run, data: DataSummary) -> MemberResult:
+    """Start the workers and wait for what they leave."""
+    from ray_jobs import ray_runtime
+
+    outcome_path = run.path("checkpoints", MODEL, _OUTCOME)
+    if run.storage.exists(outcome_path):
+        run.storage.delete(outcome_path)
+    with ray_runtime.session(run.spec.resources):
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        resources = run.spec.resources
+        num_cpus = ray_runtime.cpus_per_worker(resources)
+        is_gpu = choose_device(resources.device).type == "cuda"
+        attempt = f"{run.run_id}-{datetime.now(UTC):%Y%m%d%H%M%S%f}"  # a name used once
+        with tempfile.TemporaryDirectory(prefix="emberline-train-") as scratch:
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={"run": run.uri, "num_cpus": num_cpus},
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=resources.num_workers,
+                    use_gpu=is_gpu,
+                    resources_per_worker={"CPU": num_cpus, **({"GPU": 1} if is_gpu else {})},
+                ),
+                run_config=ray.train.RunConfig(
+                    name=attempt,
+                    storage_path=scratch,
+                    failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
+                ),
+            )
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise JobFailed(f"the training workers failed: {_first_line(error)}") from error
+    return _read_outcome(run)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One of Ray Train's workers. What a user should read of its end goes to storage: an exception
+    would be taken for a lost worker, and the training repeated."""
+    import torch
+
+    run = Run.at(config["run"])
+    torch.set_num_threads(config["num_cpus"])
+    rank = torch.distributed.get_rank()
+    try:
+        outcome = _train_here(run, read_data(run), rank, config["num_cpus"])
+    except EmberlineError as error:
+        outcome = {"error": type(error).__name__, "message": str(error)}
+        run.storage.write_text(
+            run.path("checkpoints", MODEL, "traceback.txt"), traceback.format_exc()
+        )
+    if rank == 0:
+        run.storage.write_text(run.path("checkpoints", MODEL, _OUTCOME), json.dumps(outcome))
+
+
+def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[str, Any]:
+    """Train on this worker; the first one stores the network and what it says of validation."""
+    import torch
+
+    from ray_jobs.models.base import FitContext
+    from ray_jobs.training import loop
+    from ray_jobs.training.checkpoints import CheckpointStore
+
+    journal = run.journal("train" if rank == 0 else f"train-{rank}")
+
+    def emit(event: str, **fields: Any) -> None:
+        journal(event, member=MODEL, **fields)
+
+    store = CheckpointStore(run.storage, run.path("checkpoints", MODEL, STEPS), emit)
+    context = FitContext(
+        run.spec.seed,
+        run.spec.objective,
+        num_cpus,
+        emit,
+        checkpoints=store,
+        stop_requested=run.is_stop_requested,
+    )
+    torch.manual_seed(run.spec.seed)
+    task = _make_task(run, data, num_cpus)
+    network = task.build(weights=True)
+    batches, learning = task.prepare(network)
+    report = loop.fit(network, batches, learning, task.validate, context)
+    predictions = task.predict(network, "val")
+    if rank != 0:
+        journal.flush()
+        return {}
+    predictions.write(run.storage, run.path(VAL))
+    with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
+        folder = Path(scratch)
+        task.write(network, folder)
+        digests = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+        }
+        run.storage.publish_folder(folder, run.path("checkpoints", MODEL, "trained"))
+    for path in (f"checkpoints/{MODEL}/{HISTORY}", "artifacts/metrics_history.json"):
+        run.storage.write_text(run.path(path), json.dumps(report.history))
+    result = MemberResult(
+        name=MODEL,
+        family=run.spec.families()[MODEL],
+        status="SUCCEEDED",
+        num_parameters=report.num_parameters,
+        best_epoch=report.best_epoch,
+        num_epochs=report.num_epochs,
+        degenerate=report.degenerate,
+        num_skipped_batches=report.num_skipped_batches,
+        num_failed_samples=report.num_failed_samples,
+        path=f"checkpoints/{MODEL}/trained",
+        digests=digests,
+        spec_digest=_digest(run, data),
+        warnings=[*report.warnings, *task.notes],
+    )
+    journal.flush()
+    return {"result": result.model_dump(mode="json")}
+
+
+def _make_task(run: Run, data: DataSummary, num_cpus: int) -> NetworkTask:
+    workload = run.workload
+    assert isinstance(workload, NetworkWorkload), run.spec.workload
+    device = choose_device(run.spec.resources.device)
+    return workload.task(run.spec, data, storage=run.storage, device=device, num_cpus=num_cpus)
+
+
+def _read_outcome(run: Run) -> MemberResult:
+    path = run.path("checkpoints", MODEL, _OUTCOME)
+    if not run.storage.exists(path):
+        raise RetryableError(
+            "the training workers ended without an outcome; the same command with the same "
+            "--run-id goes on from the last checkpoint"
+        )
+    outcome = json.loads(run.storage.read_bytes(path))
+    if "result" in outcome:
+        return MemberResult.model_validate(outcome["result"])
+    kinds = {kind.__name__: kind for kind in _ERRORS}
+    raise kinds.get(outcome["error"], JobFailed)(outcome["message"])
+
+
+def _digest(run: Run, data: DataSummary) -> str:
+    parts = (run.spec.digest("model", "train", "objective", "seed"), data.digest)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

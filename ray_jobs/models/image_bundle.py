@@ -1,0 +1,99 @@
+"""ImageBundle: a trained image classifier as one folder that predicts, and nothing in it is a
+pickle.
+
+    bundle.json             architecture, classes, input, sha256 of the weights
+    weights.safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_jobs.errors import JobFailed
+from ray_jobs.models.image_classifier import ImageInput, ImageModelSpec, build_image_classifier
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_INDEX, _WEIGHTS = "bundle.json", "weights.safetensors"
+
+
+class ImageBundle:
+    """A loaded classifier of pictures."""
+
+    def __init__(self, network: nn.Module, classes: tuple[str, ...], image: ImageInput):
+        from ray_jobs.models.image_transforms import eval_transform
+
+        self.network, self.classes, self.image = network, classes, image
+        self._transform = eval_transform(image)
+
+    def predict_proba(
+        self, contents: Sequence[bytes], *, max_pixels: int = 50_000_000
+    ) -> NDArray[np.float64]:
+        """P(class) of pictures given as the bytes of their files, shape [N, C].
+
+        Raises:
+            BadPicture: one of them cannot be decoded.
+        """
+        import torch
+
+        from ray_jobs.data.images.decode import decode
+
+        pictures = [decode(content, max_pixels=max_pixels)[0] for content in contents]
+        with torch.inference_mode():
+            logits = self.network(torch.stack([self._transform(picture) for picture in pictures]))
+        return torch.softmax(logits.double(), dim=1).numpy()
+
+
+def write_image_bundle(
+    folder: Path,
+    network: nn.Module,
+    spec: ImageModelSpec,
+    classes: Sequence[str],
+    image: ImageInput,
+) -> None:
+    """Write a bundle into an existing folder."""
+    from safetensors.torch import save
+
+    weights = {
+        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
+    }
+    content = save(weights)
+    (folder / _WEIGHTS).write_bytes(content)
+    index = {
+        "model": spec.model_dump(mode="json"),
+        "classes": list(classes),
+        "image": asdict(image),
+        "files": {_WEIGHTS: hashlib.sha256(content).hexdigest()},
+    }
+    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def load_image_bundle(folder: Path) -> ImageBundle:
+    """Check the weights' digest, then load.
+
+    Raises:
+        JobFailed: a file is missing or altered; names it.
+    """
+    from safetensors.torch import load
+
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        content = (folder / _WEIGHTS).read_bytes()
+    except FileNotFoundError as error:
+        raise JobFailed(f"the model's file {Path(error.filename).name} is missing") from None
+    if hashlib.sha256(content).hexdigest() != index["files"][_WEIGHTS]:
+        raise JobFailed(f"the model's file {_WEIGHTS} is not the one that was trained (sha256)")
+    spec = ImageModelSpec.model_validate(index["model"])
+    network = build_image_classifier(spec, len(index["classes"]), weights=False)
+    network.load_state_dict(load(content))
+    network.eval()
+    return ImageBundle(network, tuple(index["classes"]), ImageInput(**index["image"]))

@@ -1,0 +1,170 @@
+"""waste: what kind of waste is in a picture, by any image model of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ray_jobs.data.images.spec import ImageDataSpec
+from ray_jobs.models.image_classifier import ImageModelSpec
+from ray_jobs.result import DataSummary, JobResult, MemberResult
+from ray_jobs.sections import JobSpec
+from ray_jobs.storage import Storage
+from ray_jobs.training.spec import TrainSpec
+from ray_jobs.workloads.base import ModelForm
+from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkWorkload
+
+if TYPE_CHECKING:
+    import torch
+
+    from ray_jobs.class_predictions import ClassPredictions
+    from ray_jobs.run import Run
+    from ray_jobs.training.image_classification import ImageClassification
+
+
+class WasteSpec(JobSpec):
+    """The job description of a classifier of pictures."""
+
+    METRICS: ClassVar[Mapping[str, Literal["max", "min"]]] = {
+        "macro_f1": "max",
+        "accuracy": "max",
+        "balanced_accuracy": "max",
+        "log_loss": "min",
+    }
+
+    data: ImageDataSpec = ImageDataSpec()
+    model: ImageModelSpec
+    train: TrainSpec
+
+    def families(self) -> dict[str, str]:
+        return {MODEL: "timm"}
+
+    def hyperparameters(self, member: str) -> dict[str, Any]:
+        flat = {f"model.{key}": value for key, value in self.model.model_dump(mode="json").items()}
+        return flat | {
+            f"train.{key}": value for key, value in self.train.model_dump(mode="json").items()
+        }
+
+
+class Waste(NetworkWorkload):
+    """Scan the pictures, check everything once, train, test once, register."""
+
+    spec = WasteSpec
+
+    def prepare(
+        self, spec: WasteSpec, *, storage: Storage, num_workers: int, emit: Callable[..., None]
+    ) -> DataSummary:
+        from ray_jobs.data.images.prepare import prepare_images
+
+        return prepare_images(
+            spec.data,
+            workload=spec.workload,
+            seed=spec.seed,
+            storage=storage,
+            num_workers=num_workers,
+            emit=emit,
+        )
+
+    def task(
+        self,
+        spec: WasteSpec,
+        data: DataSummary,
+        *,
+        storage: Storage,
+        device: torch.device,
+        num_cpus: int,
+    ) -> ImageClassification:
+        from ray_jobs.training.image_classification import ImageClassification
+
+        return ImageClassification(spec, data, storage, device, num_cpus)
+
+    def score(self, run: Run, members: list[MemberResult]) -> dict[str, Any]:
+        from ray_jobs.class_predictions import ClassPredictions
+        from ray_jobs.multiclass import bootstrap_intervals, class_scores
+        from ray_jobs.reporting.class_report import write_class_artifacts
+
+        predictions = {
+            "val": ClassPredictions.read(run.storage, run.path(VAL)),
+            "test": self.predict_test(run, ClassPredictions.read),
+        }
+        write_class_artifacts(
+            run.storage,
+            run.path("artifacts"),
+            predictions,
+            open_picture=_picture_opener(run),
+        )
+        metrics = {
+            split: bootstrap_intervals(part.y, part.p, groups=part.group, seed=run.spec.seed)
+            for split, part in predictions.items()
+        }
+        return {
+            "metrics": metrics,
+            "classes": {
+                split: class_scores(part.y, part.p, part.classes)
+                for split, part in predictions.items()
+            },
+            "members": [member.model_copy(update={"metrics": metrics}) for member in members],
+        }
+
+    def render(self, run: Run, result: JobResult) -> str:
+        from ray_jobs.class_predictions import ClassPredictions
+        from ray_jobs.members import read_history
+        from ray_jobs.reporting.class_report import render_class_report
+
+        paths = {"val": run.path(VAL), "test": run.path(TEST)}
+        predictions: dict[str, ClassPredictions] = {
+            split: ClassPredictions.read(run.storage, path)
+            for split, path in paths.items()
+            if run.storage.exists(path)
+        }
+        histories: Any = {MODEL: read_history(run, MODEL)}
+        return render_class_report(
+            result, predictions=predictions, histories=histories, spec_yaml=run.spec.to_yaml()
+        )
+
+    def write_model(self, run: Run, result: JobResult, folder: Path) -> ModelForm:
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, Schema
+
+        from ray_jobs.data.images.manifest import load_manifest, read_bytes
+
+        assert result.data is not None, "only evaluated runs are logged"
+        self.copy_model(run, result, folder)
+        pictures = load_manifest(run.storage, result.data).rows("val").path[:1]
+        return ModelForm(
+            code=Path(__file__).parents[1] / "tracking" / "image_model_code.py",
+            signature=ModelSignature(
+                inputs=Schema([ColSpec("binary", "image")]),
+                outputs=Schema([ColSpec("string", "class"), ColSpec("double", "probability")]),
+            ),
+            example=pd.DataFrame({"image": [read_bytes(path) for path in pictures]}),
+            requirements=(
+                "torch",
+                "torchvision",
+                "timm",
+                "numpy",
+                "safetensors",
+                "pillow",
+                "pyarrow",
+                "pydantic",
+                "pyyaml",
+            ),
+            tags={},
+        )
+
+
+def _picture_opener(run: Run) -> Callable[[int], Any]:
+    """From a row id to its picture, for those who look at mistakes."""
+    from ray_jobs.data.images.decode import decode
+    from ray_jobs.data.images.manifest import load_manifest, read_bytes
+    from ray_jobs.prepare import read_data
+
+    rows = load_manifest(run.storage, read_data(run)).rows("test")
+    paths = dict(zip(rows.row_id.tolist(), rows.path, strict=True))
+    max_pixels = run.spec.data.max_pixels
+    return lambda row_id: decode(read_bytes(paths[row_id]), max_pixels=max_pixels)[0]
+
+
+WORKLOAD = Waste()
