@@ -7,6 +7,7 @@ everything heavy (KFP, Ray) and all their output; it lives no longer than its pa
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from ray_jobs.run import RESULT, Run
 
 LOG = "artifacts/pipeline.log"
 _STOP_TIMEOUT_S = 10.0
+_NOTICE_S = 30.0  # for a checkpoint to be written after an interrupt; a second one ends it at once
 
 _POLL_INTERVAL_S = 0.2
 
@@ -48,18 +50,31 @@ def run(run: Run, on_poll: Callable[[], None]) -> None:
                 start_new_session=True,
             )
             try:
-                while True:
-                    try:
-                        child.wait(_POLL_INTERVAL_S)
-                        break
-                    except subprocess.TimeoutExpired:
-                        on_poll()
-                on_poll()
+                _follow(child, on_poll)
+            except KeyboardInterrupt:
+                if run.workload.stops_when_asked:
+                    run.request_stop()
+                    _follow(child, on_poll, timeout_s=_NOTICE_S)
+                raise
             finally:
                 _stop(child)
                 run.storage.write_bytes(run.path(LOG), log.read_bytes())
     if child.returncode != 0 or not run.storage.exists(run.path(RESULT)):
         raise failure_of(run, LOG)
+
+
+def _follow(
+    child: subprocess.Popen[bytes], on_poll: Callable[[], None], timeout_s: float = math.inf
+) -> None:
+    """Wait for the child to end, or for the time to be over."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            child.wait(_POLL_INTERVAL_S)
+            break
+        except subprocess.TimeoutExpired:
+            on_poll()
+    on_poll()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -113,7 +128,8 @@ def _run_pipeline(run: Run) -> None:
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
         with TemporaryDirectory(prefix="emberline-kfp-") as root:
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
-            pipeline(None if run.spec.parallel else 1)(spec=run.spec.to_yaml(), run_id=run.run_id)
+            one_by_one = {} if getattr(run.spec, "parallel", True) else {"parallelism": 1}
+            pipeline(**one_by_one)(spec=run.spec.to_yaml(), run_id=run.run_id)
 
 
 if __name__ == "__main__":

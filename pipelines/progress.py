@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _REDRAW_INTERVAL_S = 0.5
 _STEPS = {
     "prepare": "preparing data",
+    "preflight": "checking everything once",
+    "train": "training",
     "ensemble": "combining members",
     "evaluate": "reading the test split",
     "register": "registering with MLflow",
@@ -99,11 +101,16 @@ class Progress:
         name = event["member"]
         if event["event"] == "member_started":
             member.status, member.started_at = "RUNNING", time.monotonic()
-            self._say("training members", detail=f"{name}: training")
+            self._say(
+                "training members" if len(self._members) > 1 else "training: starting workers",
+                detail=f"{name}: training",
+            )
         elif event["event"] == "epoch":
             member.epoch, member.num_epochs = event["epoch"], event["num_epochs"]
             member.value = event["metrics"].get(self._metric)
             member.best, member.patience = event.get("best"), event.get("patience", "")
+            if len(self._members) == 1:
+                self._note(_epoch_line(event, self._metric))
         else:
             member.status, member.seconds = event["status"], event.get("seconds")
             member.reason = event.get("reason") or ""
@@ -147,6 +154,24 @@ class Progress:
             )
         title = f"[bold]{self._run.spec.workload}[/] {self._run.run_id}  [dim]{elapsed:.0f} s[/]"
         return Group(title, Spinner("dots", text=f" {self._step}"), table)
+
+
+def _epoch_line(event: dict[str, Any], metric: str) -> str:
+    """All that there is to know of an epoch, in one line."""
+    parts = [f"epoch {event['epoch']}/{event['num_epochs']}"]
+    parts.append("train " + _pairs(event.get("train", {})))
+    parts.append("val " + _pairs({k.removeprefix("val_"): v for k, v in event["metrics"].items()}))
+    parts.append(f"best {metric} {_number(event.get('best'))}")
+    parts.append(f"patience {event.get('patience', '')}")
+    parts.append(f"lr {event['learning_rate']:.2e}")
+    parts.append(f"{event['samples_per_second']:,.0f}/s")
+    if event.get("num_skipped_batches"):
+        parts.append(f"[yellow]{event['num_skipped_batches']} skipped[/]")
+    return "  ".join(parts)
+
+
+def _pairs(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 def _number(value: float | None) -> str:

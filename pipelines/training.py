@@ -14,7 +14,10 @@ from ray_jobs.sections import JobSpec
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SHOWN = ("f1", "accuracy", "precision", "recall", "auc", "log_loss", "ece")
+_SHOWN = (
+    "f1", "macro_f1", "accuracy", "balanced_accuracy", "top3_accuracy", "precision", "recall",
+    "auc", "log_loss", "ece",
+)  # fmt: skip
 
 
 def start(spec: JobSpec, run_id: str | None) -> Outcome:
@@ -89,7 +92,10 @@ class Outcome:
         result, objective = self.result, self.result.objective.metric
         console.print(f"\n[bold]{result.workload}[/] {result.run_id}: {_headline(result)}")
         console.print(_scores(result))
-        console.print(_leaderboard(result, objective))
+        if result.classes.get("test"):
+            console.print(_classes(result))
+        if result.ensemble:
+            console.print(_leaderboard(result, objective))
         for warning in result.warnings:
             console.print(f"[yellow]warning:[/] {warning}")
         if result.model:
@@ -99,7 +105,9 @@ class Outcome:
 
 def _headline(result: JobResult) -> str:
     if result.ensemble is None:
-        return result.status.lower()
+        (model,) = result.members
+        best = f", epoch {model.best_epoch} of {model.num_epochs} is the best"
+        return f"{result.status.lower()}{best if model.best_epoch else ''}"
     used = {name: weight for name, weight in result.ensemble.weights.items() if weight}
     chosen = (
         f"{result.ensemble.strategy} of {len(used)} members"
@@ -123,6 +131,21 @@ def _scores(result: JobResult) -> object:
             table.add_row(
                 name, _value(metric), _interval(metric), _value(val.get(name)), style=style
             )
+    return table
+
+
+def _classes(result: JobResult) -> object:
+    """Each class that stands in test, the worst first."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("class", "test f1", "precision", "recall", "pictures"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    present = [scores for scores in result.classes["test"] if scores.support]
+    for scores in sorted(present, key=lambda scores: -1.0 if scores.f1 is None else scores.f1):
+        cells = (scores.f1, scores.precision, scores.recall)
+        shown = ["—" if cell is None else f"{cell:.4f}" for cell in cells]
+        table.add_row(scores.name, *shown, str(scores.support))
     return table
 
 

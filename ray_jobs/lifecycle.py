@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ray_jobs.errors import EmberlineError, JobFailed
+from ray_jobs.errors import EmberlineError, JobFailed, Stopped
 from ray_jobs.evaluate import read_evaluation
 from ray_jobs.events import read_events
 from ray_jobs.members import read_members
@@ -53,14 +53,15 @@ def _first_time(run: Run, work: Callable[[], None]) -> JobResult:
         if done.status == "SUCCEEDED":
             return done
         run.storage.delete(run.path(RESULT))
+    run.clear_stop()
     try:
         work()
     except KeyboardInterrupt:
-        run.write_result(_unfinished(run, "STOPPED", "interrupted"))
+        _write_unfinished(run, "STOPPED", "interrupted")
         raise
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
-        run.write_result(_unfinished(run, "FAILED", reason))
+        _write_unfinished(run, "STOPPED" if isinstance(error, Stopped) else "FAILED", reason)
         raise
     result = run.read_result()
     if result is None:
@@ -68,6 +69,14 @@ def _first_time(run: Run, work: Callable[[], None]) -> JobResult:
         run.write_result(_unfinished(run, "FAILED", reason))
         raise JobFailed(reason)
     return result
+
+
+def _write_unfinished(run: Run, status: Status, reason: str) -> None:
+    """Leave a result that says how it ended; the error itself is raised by the caller."""
+    try:
+        run.write_result(_unfinished(run, status, reason))
+    except OSError:  # the storage is why it ended: the message on the terminal says so
+        return
 
 
 def _unfinished(run: Run, status: Status, reason: str) -> JobResult:

@@ -82,7 +82,7 @@ def bootstrap_intervals(
             continue
         if name == "ece":
             gaps = table.calibration_gaps(np.ones((1, table.num_groups)))[0]
-            low, high = _ece_interval(gaps, np.concatenate(gap_chunks), confidence)
+            low, high = ece_interval(gaps, np.concatenate(gap_chunks), confidence)
         else:
             low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
         intervals[name] = MetricValue(value=value, low=float(low), high=float(high))
@@ -241,7 +241,7 @@ class _Table:
         return np.einsum("bi,bi->b", counts[:, self._positive_group], twice) / 2
 
 
-def _ece_interval(gaps: Floats, resampled: Floats, confidence: float) -> tuple[float, float]:
+def ece_interval(gaps: Floats, resampled: Floats, confidence: float) -> tuple[float, float]:
     """Interval of a sum of absolute gaps [bins], given resampled gaps [B, bins].
 
     Noise always raises such a sum, and resampling adds as much again, so that the percentile

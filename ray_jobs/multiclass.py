@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ray_jobs.metrics import EPSILON, NUM_ECE_BINS, Floats, _ece_interval, group_codes
+from ray_jobs.metrics import EPSILON, NUM_ECE_BINS, Floats, ece_interval, group_codes
 from ray_jobs.result import ClassScores, MetricValue
 
 OBJECTIVES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
@@ -97,7 +97,7 @@ def bootstrap_intervals(
             continue
         if name == "ece":
             gaps = table.calibration_gaps(table.sums.sum(axis=0, keepdims=True))[0]
-            low, high = _ece_interval(gaps, np.concatenate(gap_chunks), confidence)
+            low, high = ece_interval(gaps, np.concatenate(gap_chunks), confidence)
         else:
             low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
         intervals[name] = MetricValue(value=value, low=float(low), high=float(high))

@@ -7,6 +7,7 @@ submit`, in a container.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = load_spec(
             None, config=options.spec, overrides=options.overrides, storage=options.storage
         )
-        result = run_job(Run.create(spec, options.run_id))
+        run = Run.create(spec, options.run_id)
+        signal.signal(signal.SIGTERM, lambda *_: _stop(run))
+        result = run_job(run)
     except EmberlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -46,6 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     print(result.to_json())
     return EXIT_OK
+
+
+def _stop(run: Run) -> None:
+    """SIGTERM: a machine that is taken back gives notice. A second one ends the job at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not run.workload.stops_when_asked:
+        raise KeyboardInterrupt
+    run.request_stop()
 
 
 if __name__ == "__main__":

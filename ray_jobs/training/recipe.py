@@ -19,7 +19,7 @@ from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, unwrap_model
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ray_jobs.errors import PreflightError, SpecError
@@ -93,8 +93,7 @@ def make_recipe(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     if precision != "fp32":
         autocast = partial(torch.autocast, device.type, dtype=_DTYPES[precision])
-    network = unwrap_model(model)  # the names of a compiled model's parameters hide its layers
-    optimizer = _make_optimizer(network, spec)
+    optimizer = _make_optimizer(model, spec)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=spec.schedule,
@@ -117,7 +116,7 @@ def make_recipe(
         )
     ema = None
     if spec.ema_decay is not None:
-        ema = ModelEmaV3(network, decay=spec.ema_decay, use_warmup=True)
+        ema = ModelEmaV3(model, decay=spec.ema_decay, use_warmup=True)
     return Recipe(
         optimizer=optimizer,
         scheduler=scheduler,
@@ -135,7 +134,9 @@ def prepare_model(model: nn.Module, spec: TrainSpec, device: torch.device) -> nn
     model = model.to(device)
     if spec.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return torch.compile(model) if spec.compile else model  # type: ignore[return-value]
+    if spec.compile:
+        model.compile()  # in place: the names of its weights stay
+    return model
 
 
 def choose_precision(spec: TrainSpec, device: torch.device) -> str:

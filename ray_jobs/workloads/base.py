@@ -33,6 +33,7 @@ class Workload(ABC):
     """One kind of job. Its methods import what they need when they are called."""
 
     spec: ClassVar[type[JobSpec]]
+    stops_when_asked: ClassVar[bool] = False  # Run.request_stop() ends it with a checkpoint
 
     @abstractmethod
     def prepare(

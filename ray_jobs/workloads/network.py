@@ -26,6 +26,8 @@ P = TypeVar("P")
 class NetworkWorkload(Workload):
     """Prepare, check everything once, train, test once, register."""
 
+    stops_when_asked = True
+
     @abstractmethod
     def task(
         self,

@@ -33,6 +33,11 @@ from ray_jobs.storage import Storage
 
 __all__ = ["load_manifest", "prepare_images"]
 
+_MODULES = (
+    "decode", "doubts", "manifest", "near_duplicates", "prepare", "procedural", "scan", "sources",
+    "splits",
+)  # fmt: skip
+
 
 def prepare_images(
     data: ImageDataSpec,
@@ -73,7 +78,7 @@ def prepare_images(
         summary = read_summary(storage, folder)
         if summary is not None:
             num_files = summary.scan.num_files if summary.scan else 0
-            progress(num_files, num_files)
+            emit("progress", done=num_files, total=num_files, unit="pictures", cached=True)
             return _tell(summary, emit)
         _draw(data, seed, storage, f"{folder}/pictures", num_workers, progress)
     else:
@@ -103,7 +108,7 @@ def _tell(summary: DataSummary, emit: Callable[..., None]) -> DataSummary:
 
 def _folder(workload: str, data: ImageDataSpec, seed: int, content: str) -> str:
     """Named by a digest of everything that decides the pictures and their splits."""
-    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    code = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _MODULES)
     parts = {
         "data": data.model_dump(mode="json"),
         "seed": seed,

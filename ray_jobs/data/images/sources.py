@@ -138,9 +138,7 @@ def _check_level(folder: _Folder, known: set[str]) -> None:
             )
     best = max(num_known, key=lambda parent: (num_known[parent], parent), default=".")
     if num_known.get(best):
-        raise DataError(
-            f"{folder.uri}: " + "found " + _found(folder, num_known[best], str(path / best))
-        )
+        raise DataError(f"{folder.uri}: found " + _found(folder, num_known[best], str(path / best)))
     if "." not in subfolders:
         raise DataError(
             f"{folder.uri}: {len(folder.pictures)} pictures and no class folder. "

@@ -1,0 +1,18 @@
+"""Train the network of a run."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def train(run: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Train, or go on from the last checkpoint; returns the run's URI."""
+    from ray_jobs.fit import fit
+    from ray_jobs.run import Run
+
+    result = fit(Run.at(run))
+    metrics.log_metric("best epoch", result.best_epoch)
+    metrics.log_metric("epochs", result.num_epochs)
+    metrics.log_metric("skipped batches", result.num_skipped_batches)
+    return run
