@@ -55,11 +55,26 @@ class Comparison:
 
     results: list[JobResult]
     settings: dict[str, list[Any]]  # key -> one value a run; only keys that differ
+    tolerance: float  # of the objective, from run to run
     exit_code: ClassVar[int] = 0
 
     def to_json(self) -> str:
         rows = [json.loads(result.to_json()) for result in self.results]
-        return json.dumps({"runs": rows, "differences": self.settings}, indent=2)
+        fields = {"runs": rows, "differences": self.settings, "tolerance": self.tolerance}
+        return json.dumps(fields, indent=2)
+
+    def _print_difference(self, console: Console) -> None:
+        """Whether two runs differ by more than a repetition would."""
+        first, second = self.results
+        values = [_test_objective(result) for result in self.results]
+        if first.objective != second.objective or None in values:
+            return
+        a, b = (value for value in values if value is not None)
+        verdict = "within" if abs(a - b) <= self.tolerance else "more than"
+        console.print(
+            f"test {first.objective.metric} differs by {abs(a - b):.4f}, {verdict} the tolerance "
+            f"of {self.tolerance:g} between repetitions"
+        )
 
     def print(self, console: Console) -> None:
         from rich.table import Table
@@ -84,9 +99,16 @@ class Comparison:
         for key, values in self.settings.items():
             table.add_row(f"[cyan]{key}[/]", *("—" if v is None else str(v) for v in values))
         console.print(table)
+        if len(self.results) == 2:
+            self._print_difference(console)
         tests = {r.data.splits["test"].digest for r in self.results if r.data}
         if len(tests) > 1:
             console.print("[yellow]warning:[/] these runs were tested on different rows")
+
+
+def _test_objective(result: JobResult) -> float | None:
+    metric = result.metrics.get("test", {}).get(result.objective.metric)
+    return None if metric is None else metric.value
 
 
 def compare(storage: str, run_ids: list[str]) -> Comparison:
@@ -104,7 +126,7 @@ def compare(storage: str, run_ids: list[str]) -> Comparison:
     keys = sorted(set().union(*specs))
     columns = {key: [spec.get(key) for spec in specs] for key in keys}
     differing = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
-    return Comparison(results, differing)
+    return Comparison(results, differing, max(run.spec.tolerance for run in runs))
 
 
 def _result(run: Run) -> JobResult:

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from ray_jobs.run import Run
 from ray_jobs.workloads.network import MODEL, VAL, NetworkWorkload
 
 if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
     from torch import nn
 
     from ray_jobs.training.task import NetworkTask
@@ -121,10 +123,25 @@ def _train(run: Run, data: DataSummary) -> MemberResult:
                 ),
             )
             try:
-                trainer.fit()
+                _wait(run, trainer)
             except ray.train.TrainingFailedError as error:
                 raise JobFailed(f"the training workers failed: {_first_line(error)}") from error
     return _read_outcome(run)
+
+
+def _wait(run: Run, trainer: TorchTrainer) -> None:
+    """Until the workers have ended. An interrupt asks them to stop with a checkpoint; a second one
+    does not wait for that."""
+    # Not in the main thread: there Ray takes SIGINT for itself and leaves no time for a checkpoint.
+    pool = ThreadPoolExecutor(1)
+    training = pool.submit(trainer.fit)
+    try:
+        training.result()
+    except KeyboardInterrupt:
+        run.request_stop()
+        training.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -39,6 +39,18 @@ SMALL_JOB = (
 )
 
 
+# A job that trains a tiny network on drawn pictures in seconds.
+SMALL_WASTE = (
+    "data.classes=[shoes, eggshells, magazines, clothing]",
+    "data.samples=160",
+    "data.picture_size=32",
+    "model.name=test_resnet",
+    "model.image_size=32",
+    "train.epochs=3",
+    "train.batch_size=16",
+)
+
+
 def arguments(*overrides: str) -> list[str]:
     """`--set` for each override."""
     return [part for override in overrides for part in ("--set", override)]

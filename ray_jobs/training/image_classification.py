@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ray_jobs.class_predictions import ClassPredictions
-from ray_jobs.data.images.loader import Pictures, TrainingBatches, scoring_batches
+from ray_jobs.data.images.loader import (
+    Pictures,
+    TrainingBatches,
+    scoring_batches,
+    start_process_server,
+)
 from ray_jobs.data.images.manifest import PictureRows, load_manifest
 from ray_jobs.models.image_bundle import write_image_bundle
 from ray_jobs.models.image_classifier import (
@@ -64,6 +69,8 @@ class ImageClassification(NetworkTask):
         self._num_processes = (
             min(num_cpus - 1, _MAX_LOADER_PROCESSES) if processes is None else processes
         )
+        if self._num_processes:
+            start_process_server()
         self._input: ImageInput
         self.notes: list[str] = []
 

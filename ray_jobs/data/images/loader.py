@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,13 @@ def _process_context() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def start_process_server() -> None:
+    """Let the server that loader processes are forked from begin its imports, which take seconds,
+    while the network is built."""
+    _process_context()
+    forkserver.ensure_running()
 
 
 def _one_thread(_worker: int) -> None:
