@@ -461,7 +461,8 @@ def test_a_killed_worker_ends_the_run_with_a_reason(
             progress=kill_one,
         )
     assert str(error.value) == (
-        "a process that simulates was killed, perhaps for memory: run again, with fewer of them"
+        "a process that prepares data was killed, perhaps for memory: run again, with fewer of "
+        "them (resources.num_cpus)"
     )
 
 

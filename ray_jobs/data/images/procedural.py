@@ -11,9 +11,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from ray_jobs.data.images.pool import map_unordered
+from ray_jobs.data.pool import map_unordered
 from ray_jobs.storage import Storage
 
+MIN_FOR_POOL = 256  # fewer are drawn before a process has started
 JPEG_QUALITY = 92
 GOLDEN_RATIO = 0.6180339887  # its multiples spread any number of hues evenly
 
@@ -84,7 +85,7 @@ def draw_set(
     wanted = [(i % len(classes), i // len(classes)) for i in range(num_samples)]
     draw = functools.partial(_write_picture, storage.uri, folder, tuple(classes), size, seed)
     num_drawn = 0
-    for _, done in map_unordered(draw, wanted, num_workers):
+    for _, done in map_unordered(draw, wanted, num_workers, min_for_pool=MIN_FOR_POOL):
         num_drawn += len(done)
         progress(num_drawn, num_samples)
 

@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from ray_jobs.data.images.decode import BadPicture, decode
 from ray_jobs.data.images.manifest import OK, read_bytes
 from ray_jobs.data.images.near_duplicates import perceptual_hash
-from ray_jobs.data.images.pool import map_unordered
 from ray_jobs.data.images.sources import PictureFile
+from ray_jobs.data.pool import map_unordered
 from ray_jobs.errors import DataError, RetryableError
 from ray_jobs.storage import Storage, brief_cause
 
 _DECIDES = ("decode", "near_duplicates", "scan")  # modules that decide what is found in a file
+_MIN_FOR_POOL = 64  # fewer are read before a process has started
 _COARSE_TIME_NS = 2_000_000_000  # S3 tells times in seconds: within two, a change may not show
 
 
@@ -117,7 +118,14 @@ def scan(
     examined = functools.partial(examine, max_pixels=max_pixels)
     try:
         # Closed by name: a progress that raises must stop the workers at once.
-        with closing(map_unordered(examined, paths, num_workers)) as done:
+        pooled = map_unordered(
+            examined,
+            paths,
+            num_workers,
+            min_for_pool=_MIN_FOR_POOL,
+            advice=" or a smaller data.max_pixels",
+        )
+        with closing(pooled) as done:
             for start, results in done:
                 findings |= zip(unknown[start : start + len(results)], results, strict=True)
                 progress(len(findings), len(files))

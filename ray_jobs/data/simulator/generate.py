@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +16,10 @@ from numpy.typing import NDArray
 
 from ray_jobs.data import features
 from ray_jobs.data.features import FEATURES
+from ray_jobs.data.pool import map_unordered
 from ray_jobs.data.shards import Roles, shard_path, write_shard
 from ray_jobs.data.simulator.episodes import SCENARIOS, episode_lengths, simulate_episode
 from ray_jobs.data.simulator.independent import draw_rows
-from ray_jobs.errors import RetryableError
 from ray_jobs.storage import Storage
 
 GeneratorName = Literal["episodes", "independent"]
@@ -83,9 +77,10 @@ def generate_shards(
     plans = plan_shards(generator, num_samples, seed)
     done_rows = 0
     # Closed by name: a progress that raises must stop the workers at once.
-    with closing(_write_all(storage, folder, plans, num_workers or _num_cpus())) as done:
-        for num_rows in done:
-            done_rows += num_rows
+    write = functools.partial(_write_remotely, storage.uri, folder)
+    with closing(map_unordered(write, plans, num_workers)) as done:
+        for _, num_rows in done:
+            done_rows += sum(num_rows)
             if progress:
                 progress(done_rows, num_samples)
     return [shard_path(folder, plan.index) for plan in plans]
@@ -124,31 +119,6 @@ def plan_shards(generator: GeneratorName, num_samples: int, seed: int) -> list[S
         )
         for index, of_shard in enumerate(np.split(lengths, first_episodes[1:]))
     ]
-
-
-def _write_all(
-    storage: Storage, folder: str, plans: list[ShardPlan], num_workers: int
-) -> Generator[int, None, None]:
-    """Write every shard; yields the rows of each as it is done."""
-    num_workers = min(num_workers, len(plans))
-    if num_workers == 1:
-        for plan in plans:
-            yield _write_plan(storage, folder, plan)
-        return
-    # Spawned, not forked: the caller may have threads (Ray, a display) whose locks would freeze.
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        tasks = [pool.submit(_write_remotely, storage.uri, folder, plan) for plan in plans]
-        for task in as_completed(tasks):
-            yield task.result()
-    except BrokenProcessPool:
-        raise RetryableError(
-            "a process that simulates was killed, perhaps for memory: run again, with fewer of them"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_remotely(uri: str, folder: str, plan: ShardPlan) -> int:
@@ -196,20 +166,3 @@ def _independent_columns(plan: ShardPlan) -> Columns:
 
 def _row_ids(plan: ShardPlan) -> NDArray[np.int64]:
     return np.arange(plan.first_row, plan.first_row + plan.num_rows, dtype=np.int64)
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and never outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a pool's worker has a parent"
-    parent.join()
-    os._exit(1)

@@ -1,4 +1,4 @@
-"""Work on many pictures in several processes."""
+"""Work on many items in several processes that end with this one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from ray_jobs.errors import RetryableError
 
-MIN_FOR_POOL = 64  # fewer are done before a process has started
 MAX_CHUNK = 256
 
 Item = TypeVar("Item")
@@ -21,7 +20,12 @@ Result = TypeVar("Result")
 
 
 def map_unordered(
-    function: Callable[[Item], Result], items: Sequence[Item], num_workers: int | None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_workers: int | None,
+    *,
+    min_for_pool: int = 2,
+    advice: str = "",
 ) -> Generator[tuple[int, list[Result]], None, None]:
     """Results of chunks of items as they are done, each with the index of its first item.
 
@@ -30,13 +34,15 @@ def map_unordered(
     Args:
         function: a module's own function, or a partial of one: it is pickled.
         num_workers: processes; default: one per CPU that this process may use.
+        min_for_pool: fewer items are done here: a process takes seconds to start.
+        advice: what to try when a worker is killed.
 
     Raises:
         RetryableError: a worker was killed.
     """
-    num_workers = num_workers or _num_cpus()
+    num_workers = min(num_workers or _num_cpus(), max(len(items), 1))
     chunk = max(1, min(MAX_CHUNK, len(items) // (8 * num_workers)))
-    if num_workers == 1 or len(items) <= MIN_FOR_POOL:
+    if num_workers == 1 or len(items) < min_for_pool:
         for start in range(0, len(items), chunk):
             yield start, [function(item) for item in items[start : start + chunk]]
         return
@@ -53,8 +59,8 @@ def map_unordered(
             yield tasks[task], task.result()
     except BrokenProcessPool:
         raise RetryableError(
-            "a process that works on pictures was killed, perhaps for memory: run again, with "
-            "fewer of them (resources.num_cpus) or a smaller data.max_pixels"
+            "a process that prepares data was killed, perhaps for memory: run again, with "
+            f"fewer of them (resources.num_cpus){advice}"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
