@@ -66,7 +66,7 @@ def run(
         workload, config=config, overrides=overrides or [], target=target, storage=storage
     )
     if dry_run:
-        _show(plan.make(spec), as_json)  # type: ignore[arg-type]
+        _show(plan.make(spec), as_json)
     elif resume:
         _show(training.resume(spec, run_id, chosen=bool(config or overrides)), as_json)
     else:
@@ -79,12 +79,14 @@ def data(
     output: Annotated[
         str, typer.Option("-o", "--output", help="Folder or s3:// URI to write Parquet to.")
     ],
-    samples: Annotated[int, typer.Option(help="Rows to make.", min=100)] = 100_000,
-    generator: Annotated[str, typer.Option(help="episodes or independent.")] = "episodes",
+    samples: Annotated[int | None, typer.Option(help="Rows or pictures to make.", min=1)] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Of rows: episodes (default) or independent.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write simulated rows, as data.path of a later run takes them."""
+    """Write simulated data, as a later run takes it: rows as Parquet, pictures in folders."""
     from pipelines import simulation
 
     _show(
@@ -119,13 +121,16 @@ def compare(
 
 @app.command()
 def doctor(
+    workload: Annotated[
+        str | None, typer.Argument(help="Check what this one needs, too.", show_default=False)
+    ] = None,
     storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
     as_json: Json = False,
 ) -> None:
     """Check packages, device, memory, disk, storage and tracking; exit 3 if a check fails."""
     from pipelines import doctor as checks
 
-    _show(checks.examine(storage), as_json)
+    _show(checks.examine(storage, workload), as_json)
 
 
 def _show(outcome: Any, as_json: bool) -> None:

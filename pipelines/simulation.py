@@ -1,9 +1,12 @@
-"""`emberline data`: simulated rows as Parquet, for whoever wants them."""
+"""`emberline data`: simulated data as a user's own would lie: rows as Parquet, pictures in
+folders."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Generator = Literal["episodes", "independent"]
-_WORKLOADS = ("fire",)  # those that have a simulator of rows
+_NUM_ROWS, _MIN_ROWS = 100_000, 100
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,10 @@ class Written:
     """What was written where."""
 
     path: str
-    num_rows: int
+    num_samples: int
     num_files: int
+    kind: str
+    usage: str  # a command that trains on it
     seconds: float
     exit_code: ClassVar[int] = 0
 
@@ -32,46 +37,104 @@ class Written:
 
     def print(self, console: Console) -> None:
         console.print(
-            f"{self.num_rows:,} rows in {self.num_files} Parquet files under {self.path} "
+            f"{self.num_samples:,} {self.kind}, {self.num_files:,} files under {self.path} "
             f"({self.seconds:.1f} s)",
             soft_wrap=True,
         )
-        console.print(
-            f"train on them with: emberline run fire --set data.path={self.path}", soft_wrap=True
-        )
+        console.print(f"train on them with: {self.usage}", soft_wrap=True, markup=False)
 
 
-def write(workload: str, output: str, *, samples: int, generator: str, seed: int) -> Written:
-    """Simulate rows into a new folder or prefix.
+def write(
+    workload: str, output: str, *, samples: int | None, generator: str | None, seed: int
+) -> Written:
+    """Simulate data into a new folder or prefix.
+
+    Args:
+        samples: rows or pictures; default: as many as a run without data makes.
+        generator: of rows; default: episodes.
 
     Raises:
-        SpecError: there is no such workload or generator, or the folder already holds rows.
+        SpecError: there is no such workload or generator, or the folder already holds data.
         PreflightError: the folder cannot be written.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    if workload not in _WRITERS:
+        known = ", ".join(_WRITERS)
+        raise SpecError(f"no simulator for {workload!r}; there is one for {known}")
+    storage = Storage(output)
+    if storage.list():
+        raise SpecError(f"{output} already holds files; name an empty folder with -o")
+    storage.check_writable()
+    return _WRITERS[workload](storage, samples, generator, seed)
 
+
+def _write_rows(storage: Storage, samples: int | None, generator: str | None, seed: int) -> Written:
     from ray_jobs.data.simulator import generate_shards
 
-    if workload not in _WORKLOADS:
-        raise SpecError(f"no simulator for {workload!r}; there is one for {', '.join(_WORKLOADS)}")
+    generator, samples = generator or "episodes", samples or _NUM_ROWS
     if generator not in get_args(Generator):
         raise SpecError(f"--generator {generator!r} is not one of {', '.join(get_args(Generator))}")
-    storage = Storage(output)
-    if any(path.endswith(".parquet") for path in storage.list()):
-        raise SpecError(f"{output} already holds Parquet files; name an empty folder with -o")
-    storage.check_writable()
+    if samples < _MIN_ROWS:
+        raise SpecError(f"--samples {samples}: at least {_MIN_ROWS} rows are needed")
     started = time.monotonic()
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("rows", total=samples)
+    with _bar("rows", samples) as progress:
         paths = generate_shards(
             storage,
             "",
             generator=cast("Generator", generator),
             num_samples=samples,
             seed=seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
-    return Written(storage.uri, samples, len(paths), round(time.monotonic() - started, 3))
+    usage = f"emberline run fire --set data.path={storage.uri}"
+    seconds = round(time.monotonic() - started, 3)
+    return Written(storage.uri, samples, len(paths), "rows in Parquet", usage, seconds)
+
+
+def _write_pictures(
+    storage: Storage, samples: int | None, generator: str | None, seed: int
+) -> Written:
+    from ray_jobs.data.images.procedural import draw_set
+    from ray_jobs.data.images.spec import MIN_PICTURES_PER_CLASS, WASTE_CLASSES, ImageDataSpec
+
+    if generator is not None:
+        raise SpecError("--generator belongs to fire: pictures are drawn in one way")
+    least = MIN_PICTURES_PER_CLASS * len(WASTE_CLASSES)
+    if samples is not None and samples < least:
+        raise SpecError(
+            f"--samples {samples}: at least {least} pictures are needed, {MIN_PICTURES_PER_CLASS} "
+            f"of each of {len(WASTE_CLASSES)} classes"
+        )
+    data = ImageDataSpec(samples=samples)
+    assert data.samples is not None, "the spec fills it in"
+    assert data.picture_size is not None, "the spec fills it in"
+    started = time.monotonic()
+    with _bar("pictures", data.samples) as progress:
+        draw_set(
+            storage,
+            "",
+            classes=data.classes,
+            num_samples=data.samples,
+            size=data.picture_size,
+            seed=seed,
+            num_workers=None,
+            progress=progress,
+        )
+    usage = f"emberline run waste --set 'data.sources=[{{path: {storage.uri}}}]'"
+    seconds = round(time.monotonic() - started, 3)
+    return Written(storage.uri, data.samples, data.samples, "drawn pictures", usage, seconds)
+
+
+@contextmanager
+def _bar(unit: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(unit, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+_WRITERS = {"fire": _write_rows, "waste": _write_pictures}

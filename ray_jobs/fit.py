@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.devices import choose_device
 from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, Stopped
-from ray_jobs.members import HISTORY, read_member_result, write_member_result
+from ray_jobs.members import HISTORY, STEPS, read_member_result, write_member_result
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult
 from ray_jobs.run import Run
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ray_jobs.training.task import NetworkTask
 
 MAX_WORKER_FAILURES = 3  # restarts of the workers before the job fails
-STEPS = "steps"  # folder of the checkpoints to go on from
 _OUTCOME = "outcome.json"
 _ERRORS: tuple[type[EmberlineError], ...] = (Stopped, RetryableError, JobFailed)
 
@@ -176,7 +175,8 @@ def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[s
     def emit(event: str, **fields: Any) -> None:
         journal(event, member=MODEL, **fields)
 
-    store = CheckpointStore(run.storage, run.path("checkpoints", MODEL, STEPS), emit)
+    steps = f"{STEPS}-{_digest(run, data)[:12]}"  # of this data and recipe alone
+    store = CheckpointStore(run.storage, run.path("checkpoints", MODEL, steps), emit)
     context = FitContext(
         run.spec.seed,
         run.spec.objective,

@@ -16,6 +16,7 @@ from ray_jobs.models.base import FitContext
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult, parse_member_result
 from ray_jobs.run import Run
+from ray_jobs.training.checkpoints import CheckpointStore
 from ray_jobs.workloads.fire import FireSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESULT, HISTORY, VAL_PREDICTIONS = "result.json", "history.json", "val-predictions.npy"
+STEPS = "steps"  # begins the name of the folder of checkpoints that a fit goes on from
 
 
 def longest_first(spec: FireSpec, data: DataSummary) -> list[str]:
@@ -129,7 +131,10 @@ def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> Memb
     def emit(event: str, **fields: object) -> None:
         journal(event, member=name, **fields)
 
-    context = FitContext(run.spec.seed, run.spec.objective, num_threads, emit)
+    # Other data or hyperparameters under the same run id must not go on from these.
+    steps = f"{STEPS}-{_member_digest(run, name, data)[:12]}"
+    store = CheckpointStore(run.storage, run.path("checkpoints", name, steps), emit)
+    context = FitContext(run.spec.seed, run.spec.objective, num_threads, emit, store)
     train, val = (load_rows(run.storage, data, split) for split in ("train", "val"))
     member = config.build()
     report = member.fit(train, val, context)
@@ -153,6 +158,8 @@ def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> Memb
         best_epoch=report.best_epoch,
         num_epochs=report.num_epochs,
         degenerate=report.degenerate,
+        num_skipped_batches=report.num_skipped_batches,
+        num_failed_samples=report.num_failed_samples,
         path=f"checkpoints/{name}",
         digests=digests,
         spec_digest=_member_digest(run, name, data),

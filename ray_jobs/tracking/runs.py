@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 RUN_ID_TAG = "emberline.run_id"
 ALIAS = "challenger"
+_LOGGED_FILES = (
+    "spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json",
+    "artifacts/classification_report.json", "artifacts/confusion_matrix.png",
+    "artifacts/misclassified.html",
+)  # fmt: skip
 
 
 def tracking_uri(run: Run) -> str:
@@ -127,9 +132,13 @@ def _log_parent(client: MlflowClient, run_id: str, run: Run, result: JobResult) 
     weights = result.ensemble.weights if result.ensemble else {}
     points = {f"weight.{name}": weight for name, weight in weights.items()}
     _log_batch(client, run_id, params, _points(result.metrics) | points)
-    for name in ("spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json"):
-        if run.storage.exists(run.path(name)):
-            client.log_text(run_id, run.storage.read_text(run.path(name)), Path(name).name)
+    with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
+        for name in _LOGGED_FILES:
+            if run.storage.exists(run.path(name)):
+                (Path(scratch) / Path(name).name).write_bytes(
+                    run.storage.read_bytes(run.path(name))
+                )
+        client.log_artifacts(run_id, scratch)
 
 
 def _log_member(

@@ -35,7 +35,11 @@ def table(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["run", "fier"], 2, "error: no workload 'fier'; there is fire, waste (did you mean 'fire'?)\n"),
+        (
+            ["run", "fier"],
+            2,
+            "error: no workload 'fier'; there is fire, waste (did you mean 'fire'?)\n",
+        ),
         (["run", "fire", "--set", "sed=1"], 2, "error: --set: sed: unknown key; the top level has"),
         (["run", "fire", "--config", "x.yaml"], 2, "error: x.yaml: no such file"),
         (["run", "fire", "--target", "moon"], 2, "target: input should be 'local'"),
@@ -44,9 +48,17 @@ def table(path: Path, text: str) -> str:
         (["run", "fire", "--resume"], 2, "no unfinished run of 'fire' under './runs'"),
         (["report", "absent"], 2, "no run 'absent' under './runs'"),
         (["compare", "absent", "other"], 2, "no run 'absent' under './runs'"),
-        (["data", "gcode", "-o", "out"], 2, "no simulator for 'gcode'; there is one for fire"),
+        (
+            ["data", "gcode", "-o", "out"],
+            2,
+            "no simulator for 'gcode'; there is one for fire, waste",
+        ),
         (["data", "fire", "-o", "out", "--generator", "x"], 2, "--generator 'x' is not one of"),
-        (["data", "fire", "-o", "out", "--samples", "1"], 2, "greater than or equal to 100"),
+        (
+            ["data", "fire", "-o", "out", "--samples", "1"],
+            2,
+            "--samples 1: at least 100 rows are needed",
+        ),
         (["runn"], 2, "No such command 'runn'"),
         (["run"], 2, "issing argument"),
     ],
@@ -93,10 +105,10 @@ def test_a_dry_run_finds_the_faults_of_a_table(call, tmp_path: Path) -> None:
 def test_simulated_rows_are_written_once(call, tmp_path: Path) -> None:
     exit_code, out, _ = call("data", "fire", "--samples", "500", "-o", "rows", "--json")
     assert exit_code == 0
-    assert json.loads(out)["num_rows"] == 500
+    assert json.loads(out)["num_samples"] == 500
     exit_code, _, err = call("data", "fire", "--samples", "500", "-o", "rows")
     assert exit_code == 2
-    assert "rows already holds Parquet files; name an empty folder with -o" in err
+    assert "rows already holds files; name an empty folder with -o" in err
 
 
 def test_the_doctor_exits_3_with_a_fix(call, tmp_path: Path) -> None:
@@ -124,3 +136,13 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_drawn_pictures_lie_as_a_run_takes_them(call, tmp_path: Path) -> None:
+    exit_code, out, _ = call("data", "waste", "-o", "drawn", "--json")
+    assert exit_code == 0
+    assert json.loads(out)["num_samples"] == 600
+    assert len(list((tmp_path / "drawn" / "tea_bags").glob("*.jpg"))) == 20
+    exit_code, _, err = call("data", "waste", "-o", "few", "--samples", "20")
+    assert exit_code == 2
+    assert "--samples 20: at least 300 pictures are needed, 10 of each of 30 classes" in err

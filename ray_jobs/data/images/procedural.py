@@ -96,7 +96,8 @@ def _write_picture(
     label, index = wanted
     content = io.BytesIO()
     draw_picture(seed, label, index, size).save(content, "JPEG", quality=JPEG_QUALITY)
-    _storage(uri).write_bytes(f"{folder}/{classes[label]}/{index:04d}.jpg", content.getvalue())
+    path = f"{folder}/{classes[label]}/{index:04d}.jpg".lstrip("/")  # the root itself is ""
+    _storage(uri).write_bytes(path, content.getvalue())
 
 
 @functools.cache
