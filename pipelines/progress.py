@@ -110,6 +110,7 @@ class Progress:
             member.value = event["metrics"].get(self._metric)
             member.best, member.patience = event.get("best"), event.get("patience", "")
             if len(self._members) == 1:
+                self._step = "training"
                 self._note(_epoch_line(event, self._metric))
         else:
             member.status, member.seconds = event["status"], event.get("seconds")
@@ -161,7 +162,8 @@ def _epoch_line(event: dict[str, Any], metric: str) -> str:
     parts = [f"epoch {event['epoch']}/{event['num_epochs']}"]
     parts.append("train " + _pairs(event.get("train", {})))
     parts.append("val " + _pairs({k.removeprefix("val_"): v for k, v in event["metrics"].items()}))
-    parts.append(f"best {metric} {_number(event.get('best'))}")
+    best = event.get("best")
+    parts.append("best " + ("—" if best is None else _pairs({metric: best})))
     parts.append(f"patience {event.get('patience', '')}")
     parts.append(f"lr {event['learning_rate']:.2e}")
     parts.append(f"{event['samples_per_second']:,.0f}/s")
@@ -171,7 +173,7 @@ def _epoch_line(event: dict[str, Any], metric: str) -> str:
 
 
 def _pairs(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
 def _number(value: float | None) -> str:
