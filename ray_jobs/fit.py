@@ -154,12 +154,21 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         outcome = _train_here(run, read_data(run), rank, config["num_cpus"])
     except EmberlineError as error:
-        outcome = {"error": type(error).__name__, "message": str(error)}
+        _leave(run, {"error": type(error).__name__, "message": str(error)})
         run.storage.write_text(
             run.path("checkpoints", MODEL, "traceback.txt"), traceback.format_exc()
         )
-    if rank == 0:
-        run.storage.write_text(run.path("checkpoints", MODEL, _OUTCOME), json.dumps(outcome))
+        torch.distributed.destroy_process_group()  # the others must not wait for this one
+    except RuntimeError:  # such as the end of the connection to a worker that gave up
+        if not run.storage.exists(run.path("checkpoints", MODEL, _OUTCOME)):
+            raise
+    else:
+        if rank == 0:
+            _leave(run, outcome)
+
+
+def _leave(run: Run, outcome: dict[str, Any]) -> None:
+    run.storage.write_text(run.path("checkpoints", MODEL, _OUTCOME), json.dumps(outcome))
 
 
 def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[str, Any]:

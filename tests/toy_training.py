@@ -25,6 +25,7 @@ from ray_jobs.storage import Storage
 from ray_jobs.training import loop
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.checkpoints import CheckpointStore
+from ray_jobs.training.learning import Learning
 from ray_jobs.training.replicas import Replicas
 from ray_jobs.training.spec import CheckpointSpec, GuardSpec
 
@@ -40,13 +41,12 @@ class Killed(Exception):
     """Ends a fit as a lost process would: nothing is written on the way out."""
 
 
-def data(seed: int = 0) -> tuple[Tensor, Tensor]:
+def data(seed: int = 0, num_samples: int = NUM_SAMPLES) -> tuple[Tensor, Tensor]:
     """x [N, F] and y [N]: a line with noise."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(NUM_SAMPLES, NUM_FEATURES, generator=generator)
-    return x, x @ torch.arange(1.0, NUM_FEATURES + 1) + torch.randn(
-        NUM_SAMPLES, generator=generator
-    )
+    x = torch.randn(num_samples, NUM_FEATURES, generator=generator)
+    noise = torch.randn(num_samples, generator=generator)
+    return x, x @ torch.arange(1.0, NUM_FEATURES + 1) + noise
 
 
 def network(dropout: float = 0.1, *, batch_norm: bool = False, seed: int = 5) -> nn.Module:
@@ -63,14 +63,18 @@ def network(dropout: float = 0.1, *, batch_norm: bool = False, seed: int = 5) ->
 class ToyBatches:
     """Shuffled batches; `change` may spoil one."""
 
-    def __init__(self, change: Change = lambda epoch, number, batch: batch):
-        self._x, self._y = data()
+    def __init__(
+        self,
+        change: Change = lambda epoch, number, batch: batch,
+        num_samples: int = NUM_SAMPLES,
+    ):
+        self._x, self._y = data(num_samples=num_samples)
         self._change = change
 
     def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         replicas = Replicas()
-        order = torch.randperm(NUM_SAMPLES, generator=torch.Generator().manual_seed(epoch))
-        for number in range(start, NUM_BATCHES):
+        order = torch.randperm(len(self._y), generator=torch.Generator().manual_seed(epoch))
+        for number in range(start, len(order) // BATCH_SIZE):
             rows = order[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
             rows = rows.chunk(replicas.world_size)[replicas.rank]
             batch = Batch({"x": self._x[rows], "y": self._y[rows]}, rows.tolist())
@@ -102,8 +106,8 @@ def validate(model: nn.Module) -> dict[str, float]:
     return {"val_loss": float((model(x).squeeze(-1) - y).square().mean())}
 
 
-def learning(model: nn.Module, **changes: Any) -> loop.Learning:
-    return loop.Learning(
+def learning(model: nn.Module, **changes: Any) -> Learning:
+    return Learning(
         **{
             "loss": mean_squared_error,
             "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
@@ -182,9 +186,7 @@ def train(
     """Fit a toy network; `changes` are of its `Learning`."""
     model = network() if model is None else model
     surroundings, events = context(folder, **(context_changes or {}))
-    report = loop.fit(
-        model, ToyBatches(change), learning(model, **changes), validate, surroundings
-    )
+    report = loop.fit(model, ToyBatches(change), learning(model, **changes), validate, surroundings)
     return Trained(arrays(model), report, events)
 
 
@@ -218,8 +220,9 @@ def on_workers(
     *arguments: Any,
     num_workers: int = 2,
     timeout_s: float = 60,
+    **options: Any,
 ) -> list[Any]:
-    """What `function(*arguments)` returns, or raises, on each worker of a process group.
+    """What `function(*arguments, **options)` returns, or raises, on each worker of a process group.
 
     Raises:
         AssertionError: a worker is still busy, or waits for another, after `timeout_s`.
@@ -230,7 +233,7 @@ def on_workers(
     for rank in range(num_workers):
         receiver, sender = forking().Pipe(duplex=False)
         process = forking().Process(
-            target=_work, args=(sender, meeting, rank, num_workers, function, arguments)
+            target=_work, args=(sender, meeting, rank, num_workers, function, arguments, options)
         )
         process.start()
         sender.close()
@@ -256,6 +259,7 @@ def _work(
     num_workers: int,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    options: dict[str, Any],
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
@@ -263,7 +267,7 @@ def _work(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_workers
     )
     try:
-        outcome = function(*arguments)
+        outcome = function(*arguments, **options)
     except Exception as error:  # the test's to judge
         outcome = error
     sender.send(outcome)

@@ -62,6 +62,7 @@ class SequenceMember:
         import torch
 
         from ray_jobs.training import loop
+        from ray_jobs.training.learning import Learning
 
         torch.set_num_threads(context.num_threads)
         torch.manual_seed(context.seed)
@@ -85,7 +86,7 @@ class SequenceMember:
         return loop.fit(
             network,
             _WindowBatches(self, train, context.seed),
-            loop.Learning(
+            Learning(
                 loss=_reading_loss,
                 optimizer=optimizer,
                 epochs=config.epochs,

@@ -35,10 +35,12 @@ class Batch:
         return Batch(pinned, self.ids, self.failed)
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most `size` samples."""
+        """The batch in pieces of at most `size` samples, as equal as can be: BatchNorm cannot
+        learn from a single one."""
         if size >= len(self):
             yield self
             return
+        size = -(-len(self) // -(-len(self) // size))
         for start in range(0, len(self), size):
             piece = slice(start, start + size)
             tensors = {name: part[piece] for name, part in self.tensors.items()}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,31 +101,48 @@ class CheckpointStore:
         self.emit("checkpoint", epoch=epoch, batch=batch, name=name)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None. A damaged one is told of and passed
-        over."""
-        for name in reversed(self._names("epoch-")):
-            if not self.storage.exists(f"{self.folder}/{name}/{_MANIFEST}"):
-                continue  # cut off while it was written
+        """The newest checkpoint that is whole, or None. A damaged one is told of and passed over.
+
+        Raises:
+            RetryableError: the storage cannot be read.
+        """
+        try:
+            return self._load()
+        except OSError as error:
+            raise RetryableError(
+                f"the checkpoints in {self.storage.display(self.folder)} cannot be read "
+                f"({brief_cause(error)}); the same command with the same --run-id tries again"
+            ) from error
+
+    def _load(self) -> Checkpoint | None:
+        names = [name for name in reversed(self._names("epoch-")) if self._has(name)]
+        for name in names:
             try:
                 checkpoint = self._read(name)
-                self._forget_after(checkpoint)
-                return checkpoint
             except DamagedCheckpoint as error:
-                self.emit(
-                    "warning",
-                    message=f"checkpoint {name} is damaged ({error}); the one before it is used",
-                )
+                self._disown(name)  # it must not outlast those written from here on
+                is_last = name == names[-1]
+                use = "training begins anew" if is_last else "the one before it is used"
+                self.emit("warning", message=f"checkpoint {name} is damaged ({error}); {use}")
+            else:
+                self._disown_best_after(checkpoint.state["epoch"] - 1)
+                return checkpoint
+        self._disown_best_after(0)
         return None
 
     def clear(self) -> None:
         """Delete them all: training is over, or begins anew."""
         self.storage.delete_folder(self.folder)
 
-    def _forget_after(self, checkpoint: Checkpoint) -> None:
+    def _disown_best_after(self, epoch: int) -> None:
         """Best weights of epochs that will now be trained again: off the CPU they may differ."""
         for name in self._names("best-"):
-            if name > f"best-{checkpoint.state['epoch'] - 1:04d}" and self._has(name):
-                self.storage.delete(f"{self.folder}/{name}/{_MANIFEST}")
+            if name > f"best-{epoch:04d}":
+                self._disown(name)
+
+    def _disown(self, name: str) -> None:
+        with suppress(FileNotFoundError):  # every worker of a run does this
+            self.storage.delete(f"{self.folder}/{name}/{_MANIFEST}")
 
     def _read(self, name: str) -> Checkpoint:
         files = self._verified(name)
@@ -157,8 +175,7 @@ class CheckpointStore:
 
     def _write(self, name: str, files: Mapping[str, bytes]) -> None:
         path = f"{self.folder}/{name}"
-        if self._has(name):  # written over: until the new manifest stands, it is none
-            self.storage.delete(f"{path}/{_MANIFEST}")
+        self._disown(name)  # written over: until the new manifest stands, it is none
         for file, content in files.items():
             self.storage.write_bytes(f"{path}/{file}", content)
         digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
@@ -184,8 +201,7 @@ class CheckpointStore:
         for name in (*self._names("epoch-"), *self._names("best-")):
             if name not in kept:
                 # The manifest first: a folder half deleted must not look whole.
-                if self._has(name):
-                    self.storage.delete(f"{self.folder}/{name}/{_MANIFEST}")
+                self._disown(name)
                 self.storage.delete_folder(f"{self.folder}/{name}")
 
 

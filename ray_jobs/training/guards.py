@@ -1,7 +1,7 @@
 """Guards: each watches for one way in which training goes wrong, and says what to do about it.
 
 They are told what every worker is told, so all workers come to the same verdict. `state()` and
-`restore()` carry them over a restart.
+`restore()` carry them over a restart. Imports torch: for the code that trains.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ray_jobs.errors import JobFailed
 from ray_jobs.training.spec import GuardSpec
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 ENOUGH_STEPS = 100  # before a share of steps says anything
 ENOUGH_SAMPLES = 200  # before a share of samples does
@@ -170,22 +169,16 @@ class BufferGuard:
         self._kept = [(each, [buffer.clone() for buffer in each]) for each in by_dtype.values()]
 
     def keep(self) -> None:
-        import torch
-
         for buffers, kept in self._kept:
             torch._foreach_copy_(kept, buffers)
 
     def restore(self) -> None:
-        import torch
-
         for buffers, kept in self._kept:
             torch._foreach_copy_(buffers, kept)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch, on any device, says that memory ran out."""
-    import torch
-
     # The CPU's allocator and MPS have no exception of their own.
     texts = ("can't allocate memory", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ray_jobs.class_predictions import ClassPredictions
+from ray_jobs.data.dataset import SPLITS
 from ray_jobs.data.images.loader import (
     Pictures,
     TrainingBatches,
@@ -21,6 +22,7 @@ from ray_jobs.data.images.loader import (
     start_process_server,
 )
 from ray_jobs.data.images.manifest import PictureRows, load_manifest
+from ray_jobs.errors import PreflightError
 from ray_jobs.models.image_bundle import write_image_bundle
 from ray_jobs.models.image_classifier import (
     ImageInput,
@@ -28,22 +30,20 @@ from ray_jobs.models.image_classifier import (
     enable_gradient_checkpointing,
     image_input,
 )
-from ray_jobs.models.image_transforms import eval_transform, train_transform
+from ray_jobs.models.image_transforms import check_output, eval_transform, train_transform
 from ray_jobs.multiclass import multiclass_metrics
 from ray_jobs.result import DataSummary
 from ray_jobs.storage import Storage
 from ray_jobs.training.batch import Batch
-from ray_jobs.training.loop import BatchSource, Learning
+from ray_jobs.training.learning import BatchSource, Learning
 from ray_jobs.training.recipe import choose_precision, make_recipe, prepare_model, sampler_weights
 from ray_jobs.training.replicas import Replicas
-from ray_jobs.training.task import NetworkTask
+from ray_jobs.training.task import NetworkTask, num_loader_processes
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ray_jobs.workloads.waste import WasteSpec
-
-_MAX_LOADER_PROCESSES = 8
 
 
 class ImageClassification(NetworkTask):
@@ -65,10 +65,7 @@ class ImageClassification(NetworkTask):
         self._manifest = load_manifest(storage, data)
         self._replicas = Replicas()
         self.device = device
-        processes = spec.train.num_loader_workers
-        self._num_processes = (
-            min(num_cpus - 1, _MAX_LOADER_PROCESSES) if processes is None else processes
-        )
+        self._num_processes = num_loader_processes(spec.train, num_cpus)
         if self._num_processes:
             start_process_server()
         self._input: ImageInput
@@ -163,6 +160,56 @@ class ImageClassification(NetworkTask):
 
     def write(self, network: nn.Module, folder: Path) -> None:
         write_image_bundle(folder, network, self._spec.model, self._classes, self._input)
+
+    def check_labels(self) -> str:
+        num_classes = len(self._classes)
+        for split in SPLITS:
+            rows = self._manifest.rows(split)
+            wrong = rows.label[(rows.label < 0) | (rows.label >= num_classes)]
+            if len(wrong):
+                raise PreflightError(
+                    f"{len(wrong)} of {len(rows)} labels of {split} are not in "
+                    f"0..{num_classes - 1} ({wrong.min()} to {wrong.max()}), the numbers of "
+                    "data.classes; delete the dataset's folder and run again"
+                )
+        return f"0..{num_classes - 1} in every split"
+
+    def check_transforms(self) -> str:
+        check_output(train_transform(self._input, self._spec.train.augmentation), self._input)
+        check_output(eval_transform(self._input), self._input)
+        size = self._input.image_size
+        return f"{size} x {size} px in training and scoring, as model.image_size"
+
+    def check_batch(self, batch: Batch) -> str:
+        images, labels = batch.tensors["image"], batch.tensors["label"]
+        size = self._input.image_size
+        wanted = (len(batch), 3, size, size)
+        if tuple(images.shape) != wanted or images.dtype != torch.float32:
+            raise PreflightError(
+                f"the first batch is {images.dtype} of shape {list(images.shape)}, but the network "
+                f"takes torch.float32 of {list(wanted)}; set model.image_size to what its "
+                "transform gives"
+            )
+        if labels.dtype != torch.int64:
+            raise PreflightError(
+                f"the labels of the first batch are {labels.dtype}, but the loss takes torch.int64"
+            )
+        bad = int((~torch.isfinite(images)).flatten(1).any(dim=1).sum())
+        if bad:
+            raise PreflightError(
+                f"{bad} of the first {len(batch)} pictures have values that are not finite; look "
+                "at train.augmentation"
+            )
+        unread = f", {len(batch.failed)} more cannot be read" if batch.failed else ""
+        return f"{list(images.shape)} float32, labels int64{unread}"
+
+    def check_output(self, output: Any, batch: Batch) -> None:
+        shape, wanted = list(getattr(output, "shape", [])), [len(batch), len(self._classes)]
+        if shape != wanted:
+            raise PreflightError(
+                f"the network gives {shape} for {len(batch)} pictures of {len(self._classes)} "
+                f"classes, not {wanted}; set model.name to a classifier"
+            )
 
     def _probabilities(
         self, network: nn.Module, rows: PictureRows, batches: Iterable[Batch]

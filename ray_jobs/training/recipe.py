@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
@@ -51,10 +52,12 @@ class Recipe:
         """Pictures [N, 3, H, W], mixed in place, and their targets: [N], or mixed [N, K].
 
         timm mixes even batches alone, so the last picture of an odd one stays as it is. Draws from
-        `numpy.random`.
+        torch's generator.
         """
         if self.mixup is None:
             return images, targets
+        # The loop seeds torch for each step; timm draws from numpy.
+        np.random.seed(int(torch.randint(2**31, ())))
         num_paired = len(images) - len(images) % 2
         smoothing, num_classes = self.mixup.label_smoothing, self.mixup.num_classes
         mixed = [mixup_target(targets[num_paired:], num_classes, smoothing=smoothing)]

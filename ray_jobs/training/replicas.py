@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 _BUCKET_BYTES = 64 * 2**20
 
@@ -30,11 +30,11 @@ class Replicas:
     def is_alone(self) -> bool:
         return self.world_size == 1
 
-    def broadcast(self, module: nn.Module) -> None:
-        """Give every worker the first one's weights and buffers."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every worker the first one's."""
         if not self.is_alone:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
     def sum_step(
         self, parameters: Iterable[Tensor], verdict: Tensor, nonfinite: int

@@ -6,11 +6,23 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.training.loop import BatchSource, Learning
+from ray_jobs.training.learning import BatchSource, Learning
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ray_jobs.training.batch import Batch
+    from ray_jobs.training.spec import TrainSpec
+
+_MAX_LOADER_PROCESSES = 8
+
+
+def num_loader_processes(train: TrainSpec, num_cpus: int) -> int:
+    """Processes that read samples for a worker with `num_cpus`, one of which is its own."""
+    if train.num_loader_workers is not None:
+        return train.num_loader_workers
+    return min(num_cpus - 1, _MAX_LOADER_PROCESSES)
 
 
 class NetworkTask(ABC):
@@ -45,3 +57,37 @@ class NetworkTask(ABC):
     @abstractmethod
     def write(self, network: nn.Module, folder: Path) -> None:
         """Write the trained network so that it can be loaded with nothing but this folder."""
+
+    # Preflight: each says in a few words what it found.
+
+    @abstractmethod
+    def check_labels(self) -> str:
+        """Whether every sample has a label that the network can give.
+
+        Raises:
+            PreflightError: one has not.
+        """
+
+    @abstractmethod
+    def check_transforms(self) -> str:
+        """Whether what samples go through gives what the network takes; after `build`.
+
+        Raises:
+            PreflightError: it does not.
+        """
+
+    @abstractmethod
+    def check_batch(self, batch: Batch) -> str:
+        """Whether a batch is of the shape and type that the network takes, and finite.
+
+        Raises:
+            PreflightError: it is not.
+        """
+
+    @abstractmethod
+    def check_output(self, output: Any, batch: Batch) -> None:
+        """Whether the network gives what the task makes predictions of.
+
+        Raises:
+            PreflightError: it does not.
+        """

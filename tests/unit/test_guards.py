@@ -121,11 +121,11 @@ def test_few_samples_are_judged_at_the_end_of_the_epoch_alone() -> None:
 
 
 def test_batches_of_which_nothing_is_left_are_counted_and_nothing_at_all_is_no_share() -> None:
-    guard = SampleGuard(GuardSpec(bad_share_stop=1.0))
+    guard = SampleGuard(GuardSpec(bad_share_stop=0.99))
     guard.observe(num_used=0, num_failed=0)
     guard.check()
     assert (guard.share, guard.warning(), guard.num_empty_batches) == (0.0, None, 1)
-    guard.observe(num_used=0, num_failed=10)
+    guard.observe(num_used=20, num_failed=10)
     guard.reasons["truncated"] += 10
     restored = SampleGuard(guard.spec)
     restored.restore(guard.state())

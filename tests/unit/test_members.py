@@ -96,7 +96,9 @@ def test_a_loss_that_is_not_finite_stops_the_member_with_advice() -> None:
     broken = TRAIN.x.copy()
     broken[5, 0] = np.nan
     rows = Rows(broken, TRAIN.y, TRAIN.group, TRAIN.row_id, TRAIN.features)
-    with pytest.raises(JobFailed, match=r"was not finite in 10 steps in a row; lower the learning_rate"):
+    with pytest.raises(
+        JobFailed, match=r"was not finite in 10 steps in a row; lower the learning_rate"
+    ):
         config.build().fit(rows, VAL, FitContext(0, OBJECTIVE))
 
 
