@@ -3,161 +3,98 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ray_jobs import checks
+from ray_jobs.checks import GIB, Checklist
 from ray_jobs.errors import PreflightError
-from ray_jobs.storage import Storage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MIN_DISK_GIB = 2
-_MIN_MEMORY_GIB = 4
-_GIB = 2**30
+    from ray_jobs.result import DataSummary
+    from ray_jobs.sections import JobSpec
 
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check."""
-
-    name: str
-    passed: bool
-    found: str
-    fix: str = ""
+_MIN_DISK_BYTES = 2 * GIB
+_MIN_MEMORY_BYTES = 4 * GIB
 
 
 @dataclass(frozen=True)
 class Examination:
     """All checks."""
 
-    checks: list[Check]
+    checklist: Checklist
 
     @property
     def exit_code(self) -> int:
-        return 0 if all(check.passed for check in self.checks) else PreflightError.exit_code
+        return PreflightError.exit_code if self.checklist.failed else 0
 
     def to_json(self) -> str:
-        return json.dumps([asdict(check) for check in self.checks], indent=2)
+        return json.dumps(self.checklist.to_dict()["checks"], indent=2)
 
     def print(self, console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-        for check in self.checks:
-            mark = "[green]ok[/]" if check.passed else "[red]failed[/]"
-            fix = f"\n→ {check.fix}" if check.fix and not check.passed else ""
-            table.add_row(mark, check.name, check.found + fix)
-        console.print(table)
+        print_checks(self.checklist, console)
 
 
-def examine(storage_uri: str) -> Examination:
-    """Run every check."""
-    checks: list[Callable[[], Check]] = [
-        _python,
-        _packages,
-        _torch,
-        _memory,
-        lambda: _disk(storage_uri),
-        lambda: _storage(storage_uri),
-        _tracking,
-    ]
-    return Examination([check() for check in checks])
+def examine(storage_uri: str, workload: str | None = None) -> Examination:
+    """Check the machine, and what the shipped job description of a workload needs of it.
+
+    Raises:
+        SpecError: there is no such workload.
+    """
+    from ray_jobs.spec import load_spec
+
+    spec = load_spec(workload, storage=storage_uri) if workload else None
+    checklist = Checklist()
+    for check in (
+        checks.check_python(),
+        checks.check_packages(),
+        checks.check_torch(),
+        checks.check_memory(_MIN_MEMORY_BYTES),
+        checks.check_disk(storage_uri, _MIN_DISK_BYTES),
+        checks.check_storage(storage_uri),
+        checks.check_tracking(),
+    ):
+        checklist.add(check)
+    if spec is not None:
+        add_workload(checklist, spec)
+    return Examination(checklist)
 
 
-def _python() -> Check:
-    found = ".".join(map(str, sys.version_info[:3]))
-    passed = (3, 11) <= sys.version_info[:2] < (3, 14)
-    return Check("python", passed, found, "use Python 3.11, 3.12 or 3.13: make clean setup")
+def print_checks(checklist: Checklist, console: Console) -> None:
+    """A row for each check."""
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {True: "[green]ok[/]", False: "[red]failed[/]", None: "[dim]–[/]"}
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    for check in checklist.checks:
+        fix = f"\n→ {check.fix}" if check.fix and check.passed is False else ""
+        table.add_row(marks[check.passed], check.name, Text(check.found + fix))
+    console.print(table)
 
 
-def _packages() -> Check:
-    """Every dependency that the project declares is installed, in a version it allows."""
-    from packaging.requirements import Requirement
+def add_workload(checklist: Checklist, spec: JobSpec) -> None:
+    """What a workload needs beside: its data, and for a network all that preflight checks."""
+    from pipelines import network_plan, plan
+    from ray_jobs.preflight import add_training_checks
+    from ray_jobs.storage import Storage
+    from ray_jobs.workloads.fire import FireSpec
 
-    faults = []
-    declared = [Requirement(text) for text in requires("emberline") or []]
-    for requirement in declared:
-        try:
-            installed = version(requirement.name)
-        except PackageNotFoundError:
-            faults.append(f"{requirement.name} is missing")
-            continue
-        if installed not in requirement.specifier:
-            faults.append(f"{requirement.name} is {installed}, not {requirement.specifier}")
-    found = "; ".join(faults) or f"{len(declared)} as declared"
-    return Check("packages", not faults, found, "make setup")
+    if isinstance(spec, FireSpec):
 
+        def plan_rows() -> str:
+            return plan.describe(plan.plan_ensemble(spec).num_rows)
 
-def _torch() -> Check:
-    """torch, torchvision and numpy load together, and torch and numpy share memory."""
-    try:
-        import numpy as np
-        import torch
-        import torchvision  # noqa: F401 - fails to load if it comes from another build than torch
-    except (ImportError, RuntimeError) as error:
-        return Check("torch", False, str(error).splitlines()[0], "make clean setup")
-    shared = torch.from_numpy(np.arange(3)).sum().item() == 3
-    if torch.cuda.is_available():
-        device = f"CUDA: {torch.cuda.get_device_name()}"
-    elif torch.backends.mps.is_available():
-        device = "MPS"
-    else:
-        device = "CPU"
-    found = f"torch {torch.__version__}, numpy {np.__version__}, device {device}"
-    return Check("torch", shared, found, "make clean setup")
+        checklist.make("data", plan_rows, needs=["storage"])
+        return
+    prepared: list[DataSummary] = []
 
+    def look() -> str:
+        prepared.append(network_plan.prepare(spec))
+        return network_plan.describe(prepared[0])
 
-def _memory() -> Check:
-    import psutil
-
-    available = psutil.virtual_memory().available / _GIB
-    return Check(
-        "memory",
-        available >= _MIN_MEMORY_GIB,
-        f"{available:.1f} GiB available",
-        f"{_MIN_MEMORY_GIB} GiB are needed: end other programs, or train fewer members at once "
-        "(--set parallel=false)",
-    )
-
-
-def _disk(storage_uri: str) -> Check:
-    storage = Storage(storage_uri)
-    place = storage.local() if storage.is_local else Path.cwd()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / _GIB
-    fix = f"{_MIN_DISK_GIB} GiB are needed: make room, or name another --storage"
-    return Check("disk", free >= _MIN_DISK_GIB, f"{free:.1f} GiB free at {place}", fix)
-
-
-def _storage(storage_uri: str) -> Check:
-    try:
-        storage = Storage(storage_uri)
-        storage.check_writable()
-    except PreflightError as error:
-        return Check("storage", False, str(error), "name a folder or s3:// URI with --storage")
-    return Check("storage", True, f"{storage.uri} is writable")
-
-
-def _tracking() -> Check:
-    """An MLflow server, where one is named, answers."""
-    import os
-
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri or not uri.startswith("http"):
-        return Check("tracking", True, uri or "MLflow in sqlite under the storage root")
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=5):  # noqa: S310 - http(s) by the test above
-            return Check("tracking", True, f"{uri} answers")
-    except (URLError, TimeoutError, OSError) as error:
-        fix = "start the server, or unset MLFLOW_TRACKING_URI to use sqlite"
-        return Check("tracking", False, f"{uri}: {error}", fix)
+    checklist.make("data", look, needs=["storage"])
+    for data in prepared:
+        add_training_checks(checklist, spec, data, Storage(spec.storage))

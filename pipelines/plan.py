@@ -6,12 +6,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ray_jobs.checks import duration
 from ray_jobs.ray_runtime import SIDE_BY_SIDE, available_cpus
 from ray_jobs.storage import Storage
 from ray_jobs.workloads.fire import FireSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pipelines.network_plan import NetworkPlan
+    from ray_jobs.sections import JobSpec
 
 # Rows a second that the simulator makes on one core, and what a run costs beside its fits; see
 # tests/bench.
@@ -48,10 +52,9 @@ class Plan:
         from rich.table import Table
 
         spec = self.spec
-        rows = ", ".join(f"{count:,} {split}" for split, count in self.num_rows.items())
         source = spec.data.path or f"simulator ({spec.data.generator})"
         console.print(f"[bold]{spec.workload}[/]: everything checked, nothing trained")
-        console.print(f"data       {source}: {rows} rows", soft_wrap=True)
+        console.print(f"data       {source}: {describe(self.num_rows)}", soft_wrap=True)
         console.print(
             f"objective  {spec.objective.metric} ({spec.objective.mode}), seed {spec.seed}"
         )
@@ -69,14 +72,26 @@ class Plan:
         for warning in self.warnings:
             console.print(f"[yellow]warning:[/] {warning}")
         console.print(
-            f"about {_duration(self.seconds)}, {self.side_by_side} members side by side on "
+            f"about {duration(self.seconds)}, {self.side_by_side} members side by side on "
             f"{self.num_cpus} CPUs (estimated; your machine may be twice as fast or slow)"
         )
 
 
-def make(spec: FireSpec) -> Plan:
-    """Check what a run of `spec` needs, and plan it. A table is read and prepared, so that its
-    faults show now.
+def make(spec: JobSpec) -> Plan | NetworkPlan:
+    """Check what a run of `spec` needs, and plan it.
+
+    Raises:
+        PreflightError: the data or the storage cannot be used.
+    """
+    if isinstance(spec, FireSpec):
+        return plan_ensemble(spec)
+    from pipelines import network_plan
+
+    return network_plan.make(spec)
+
+
+def plan_ensemble(spec: FireSpec) -> Plan:
+    """Check and plan an ensemble. A table is read and prepared, so that its faults show now.
 
     Raises:
         PreflightError: the data or the storage cannot be used.
@@ -119,5 +134,6 @@ def _ignore(event: str, **fields: Any) -> None:
     """A plan shows no progress."""
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+def describe(num_rows: dict[str, int]) -> str:
+    """The sizes of the splits."""
+    return ", ".join(f"{count:,} {split}" for split, count in num_rows.items()) + " rows"

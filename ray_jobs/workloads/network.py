@@ -43,10 +43,12 @@ class NetworkWorkload(Workload):
     def work(self, run: Run) -> None:
         from ray_jobs.evaluate import evaluate
         from ray_jobs.fit import fit
+        from ray_jobs.preflight import preflight
         from ray_jobs.prepare import prepare
         from ray_jobs.register import register
 
         prepare(run)
+        preflight(run)
         fit(run)
         evaluate(run)
         register(run)
