@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of the code.
+settings.register_profile("emberline", deadline=None)
+settings.load_profile("emberline")
 
 _REPOSITORY = Path(__file__).parents[1]
 

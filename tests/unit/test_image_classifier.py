@@ -185,6 +185,7 @@ def test_weights_outside_the_hub_are_told_likewise(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies of its first use
     with pytest.raises(PreflightError) as raised:
         build_image_classifier(spec("gcvit_xxtiny", pretrained=True), 5)
     assert str(raised.value) == (
