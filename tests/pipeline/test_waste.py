@@ -141,4 +141,4 @@ def test_real_photographs_with_their_own_class_names(tmp_path: Path) -> None:
     present = [scores for scores in result["classes"]["test"] if scores["support"]]
     assert {scores["name"] for scores in present} == set(mapping.values())
     assert result["data"]["scan"]["num_usable"] == 600
-    assert any("no picture" in warning for warning in result["warnings"])
+    assert any("24 of 30 classes have no usable picture" in text for text in result["warnings"])
