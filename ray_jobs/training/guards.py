@@ -167,10 +167,19 @@ class BufferGuard:
         for buffer in buffers:
             by_dtype[buffer.dtype].append(buffer)  # of one dtype, they are copied in one go
         self._kept = [(each, [buffer.clone() for buffer in each]) for each in by_dtype.values()]
+        self._versions = self._count()
 
     def keep(self) -> None:
+        versions = self._count()
+        if versions == self._versions:
+            return  # most buffers are constants
+        self._versions = versions
         for buffers, kept in self._kept:
             torch._foreach_copy_(kept, buffers)
+
+    def _count(self) -> list[int]:
+        """How often each buffer has been written to."""
+        return [buffer._version for buffers, _ in self._kept for buffer in buffers]
 
     def restore(self) -> None:
         for buffers, kept in self._kept:
