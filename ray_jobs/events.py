@@ -6,6 +6,9 @@ Every event has `time` (UTC, ISO 8601), `step` and `event`; the rest depends on 
     step_started   step_ended (seconds)     progress (done, total, unit)
     member_started member_ended (status, reason, seconds)
     epoch (member, epoch, num_epochs, metrics, best, patience, learning_rate, ...)
+    left_out (ids, reasons)   skipped (ids, reason)     samples and steps that were not learned from
+    checkpoint, resumed (epoch, batch, name)            preflight (checks)
+    trial_started, trial_epoch, trial_paused, trial_promoted, trial_resumed, trial_ended (trial)
     warning (message)
 """
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ray_jobs.spec import CONFIGS
-from tests.conftest import SMALL_WASTE, arguments
+from tests.conftest import SMALL_WASTE, arguments, emberline, start_emberline
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +110,24 @@ def test_a_lost_driver_is_taken_up_by_its_run_id(
     assert any(event["event"] == "resumed" for event in events(tmp_path, "driver"))
     assert weights(tmp_path, "driver") == undisturbed[0]
     assert result["metrics"] == undisturbed[1]
+
+
+def test_an_interrupted_pipeline_stops_with_a_checkpoint_and_leaves_nothing_running(
+    tmp_path: Path, undisturbed: tuple[str, dict]
+) -> None:
+    words = ("run", "waste", "--run-id", "cut", *arguments(*JOB))
+    process = start_emberline(*words, cwd=tmp_path)
+    wait_for_epoch(tmp_path, "cut", 3)
+    (runner,) = psutil.Process(process.pid).children()
+    started = [runner, *runner.children(recursive=True)]
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 130
+    assert "nothing is left running" in stderr
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert events(tmp_path, "cut")[-1]["event"] in ("checkpoint", "step_ended")
+    resumed = emberline("run", "waste", "--resume", "--json", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert any(event["event"] == "resumed" for event in events(tmp_path, "cut"))
+    assert weights(tmp_path, "cut") == undisturbed[0]

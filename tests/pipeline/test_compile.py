@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
 from kfp import compiler
 
+from pipelines import waste
 from pipelines.fire import pipeline
 
 
@@ -45,3 +47,15 @@ def test_the_ui_gets_metrics_curves_and_the_report(tmp_path: Path) -> None:
         "system.Model",
         "system.HTML",
     }
+
+
+def test_the_picture_pipeline_checks_before_it_trains(tmp_path: Path) -> None:
+    path = tmp_path / "waste.yaml"
+    compiler.Compiler().compile(waste.pipeline(), str(path))
+    ir = yaml.safe_load(path.read_text())
+    order = ["scan", "preflight", "train", "evaluate-classes", "register"]
+    tasks = ir["root"]["dag"]["tasks"]
+    assert set(tasks) == set(order)
+    for before, after in pairwise(order):
+        assert tasks[after]["dependentTasks"] == [before]
+    assert "pip install" not in path.read_text()

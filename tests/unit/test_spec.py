@@ -170,3 +170,45 @@ def test_any_mapping_is_a_spec_or_a_message(raw: dict[str, object]) -> None:
     except SpecError as error:
         outcome = str(error)
     assert isinstance(outcome, JobSpec) or str(outcome).startswith("x.yaml: ")
+
+
+def test_a_workload_without_data_runs_its_demo_and_flags_still_win() -> None:
+    demo = load_spec("waste", overrides=["train.epochs=2"])
+    assert (demo.model.name, demo.model.pretrained, demo.model.image_size) == (
+        "resnet10t", False, 64,
+    )  # fmt: skip
+    assert demo.train.epochs == 2
+    own = load_spec("waste", overrides=["data.sources=[{path: photos}]"])
+    assert own.model.name == "eva02_base_patch14_224.mim_in22k"
+    assert own.train.layer_decay == 0.75
+    assert "demo" not in own.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.sources=[{path: p, mapp: {}}]",
+            "--set: data.sources.0.mapp: unknown key; data.sources.0 has path, map, ignore "
+            "(did you mean 'map'?)",
+        ),
+        (
+            "data.sources=[{path: p, map: {glass: glas}}]",
+            "--set: data: sources.0.map.glass: no class 'glas' in data.classes",
+        ),
+        (
+            "train.epocs=3",
+            "--set: train.epocs: unknown key; train has epochs, batch_size",
+        ),
+        (
+            "objective.metric=f1",
+            "--set: objective: metric 'f1' is not one of macro_f1, accuracy, balanced_accuracy, "
+            "log_loss",
+        ),
+        ("members=[lstm]", "--set: members: unknown key; the top level has workload, seed"),
+    ],
+)
+def test_a_wrong_key_of_pictures_is_explained(override: str, expected: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        load_spec("waste", overrides=[override])
+    assert str(raised.value).startswith(expected)
