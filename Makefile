@@ -41,7 +41,9 @@ lock:  ## pin the dependencies anew
 	  --no-header --group dev pyproject.toml --output-file requirements.lock
 
 bench: setup  ## the benchmarks: tables, kept as CSV beside them
-	@for bench in tests/bench/*.py; do $(BIN)/python $$bench || exit 1; done
+	@for bench in tests/bench/*.py; do \
+	  $(BIN)/python -m tests.bench.$$(basename $$bench .py) || exit 1; \
+	done
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.devices import choose_device
 from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, Stopped
-from ray_jobs.members import HISTORY, STEPS, read_member_result, write_member_result
+from ray_jobs.members import HISTORY, STEPS, end_member, read_member_result
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult
 from ray_jobs.run import Run
@@ -51,21 +51,7 @@ def fit(run: Run) -> MemberResult:
             return earlier
         started = datetime.now(UTC)
         journal("member_started", member=MODEL)
-        result = _train(run, data)
-        result = result.model_copy(
-            update={
-                "started_at": started,
-                "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
-            }
-        )
-        write_member_result(run, result)
-        journal(
-            "member_ended",
-            member=MODEL,
-            status=result.status,
-            seconds=result.seconds,
-            metrics={key: metric.value for key, metric in result.metrics.get("val", {}).items()},
-        )
+        result = end_member(run, journal, _train(run, data), started)
     return result
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs.errors import EmberlineError
+from ray_jobs.events import Journal
 from ray_jobs.models.base import FitContext
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult, parse_member_result
@@ -79,7 +80,7 @@ def _collect(run: Run, name: str, reference: ray.ObjectRef[str]) -> MemberResult
         )
     except ray.exceptions.RayError as error:
         result = _failed(run, name, f"its worker died: {str(error).strip().splitlines()[0]}")
-        write_member_result(run, result)
+        _write_member_result(run, result)
         run.journal(name)("member_ended", member=name, status="FAILED", reason=result.reason)
         return result
 
@@ -98,23 +99,24 @@ def _train_member(run_uri: str, name: str, data: DataSummary, num_threads: int) 
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         result = _failed(run, name, reason)
-    result = result.model_copy(
-        update={
-            "started_at": started,
-            "seconds": round((datetime.now(UTC) - started).total_seconds(), 3),
-        }
-    )
-    write_member_result(run, result)
+    return end_member(run, journal, result, started).model_dump_json()
+
+
+def end_member(run: Run, journal: Journal, result: MemberResult, started: datetime) -> MemberResult:
+    """Store a member's result with its times, and journal its end."""
+    seconds = round((datetime.now(UTC) - started).total_seconds(), 3)
+    result = result.model_copy(update={"started_at": started, "seconds": seconds})
+    _write_member_result(run, result)
     journal(
         "member_ended",
-        member=name,
+        member=result.name,
         status=result.status,
         reason=result.reason,
-        seconds=result.seconds,
+        seconds=seconds,
         metrics={key: metric.value for key, metric in result.metrics.get("val", {}).items()},
     )
     journal.flush()
-    return result.model_dump_json()
+    return result
 
 
 def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> MemberResult:
@@ -203,7 +205,7 @@ def read_val_predictions(run: Run, name: str) -> NDArray[np.float64] | None:
         return None
 
 
-def write_member_result(run: Run, result: MemberResult) -> None:
+def _write_member_result(run: Run, result: MemberResult) -> None:
     path = run.path("checkpoints", result.name, RESULT)
     run.storage.write_text(path, result.model_dump_json(indent=2, exclude_none=True))
 
