@@ -25,6 +25,7 @@ def map_unordered(
     num_workers: int | None,
     *,
     min_for_pool: int = 2,
+    max_chunk: int = MAX_CHUNK,
     advice: str = "",
 ) -> Generator[tuple[int, list[Result]], None, None]:
     """Results of chunks of items as they are done, each with the index of its first item.
@@ -35,13 +36,14 @@ def map_unordered(
         function: a module's own function, or a partial of one: it is pickled.
         num_workers: processes; default: one per CPU that this process may use.
         min_for_pool: fewer items are done here: a process takes seconds to start.
+        max_chunk: items a process takes at a time. Whoever closes the iterator waits for them.
         advice: what to try when a worker is killed.
 
     Raises:
         RetryableError: a worker was killed.
     """
     num_workers = min(num_workers or _num_cpus(), max(len(items), 1))
-    chunk = max(1, min(MAX_CHUNK, len(items) // (8 * num_workers)))
+    chunk = max(1, min(max_chunk, len(items) // (8 * num_workers)))
     if num_workers == 1 or len(items) < min_for_pool:
         for start in range(0, len(items), chunk):
             yield start, [function(item) for item in items[start : start + chunk]]

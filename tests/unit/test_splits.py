@@ -56,7 +56,7 @@ def test_small_groups_meet_the_shares(num_groups: int, rate: float, seed: int) -
     y = (rng.random(len(group)) < rate).astype(np.int8)
     assume(all(len(np.unique(group[y == label])) >= 3 for label in (0, 1)))
     split = assign_splits(y, group, SHARES, seed=seed)
-    assert np.abs(shares_of(split) - TARGETS).max() < 0.025
+    assert np.abs(shares_of(split) - TARGETS).max() < 0.03
     rarer = min((0, 1), key=lambda label: int(np.sum(y == label)))
     if np.sum(y == rarer) > 100:
         assert np.abs(shares_of(split, y == rarer) - TARGETS).max() < 0.04

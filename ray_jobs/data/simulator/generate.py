@@ -78,7 +78,7 @@ def generate_shards(
     done_rows = 0
     # Closed by name: a progress that raises must stop the workers at once.
     write = functools.partial(_write_remotely, storage.uri, folder)
-    with closing(map_unordered(write, plans, num_workers)) as done:
+    with closing(map_unordered(write, plans, num_workers, max_chunk=1)) as done:
         for _, num_rows in done:
             done_rows += sum(num_rows)
             if progress:
