@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +55,8 @@ def fit(run: Run) -> MemberResult:
             return earlier
         started = datetime.now(UTC)
         journal("member_started", member=MODEL)
-        result = end_member(run, journal, _train(run, data), started)
+        with _sigterm_asks_to_stop(run):
+            result = end_member(run, journal, _train(run, data), started)
     return result
 
 
@@ -112,6 +117,19 @@ def _train(run: Run, data: DataSummary) -> MemberResult:
             except ray.train.TrainingFailedError as error:
                 raise JobFailed(f"the training workers failed: {_first_line(error)}") from error
     return _read_outcome(run)
+
+
+@contextmanager
+def _sigterm_asks_to_stop(run: Run) -> Iterator[None]:
+    """A machine that is taken back gives notice by SIGTERM, to a pipeline's step as to a job."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: run.request_stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _wait(run: Run, trainer: TorchTrainer) -> None:

@@ -128,6 +128,8 @@ class SequenceMember:
     def _predict(self, network: nn.Module, rows: Rows) -> NDArray[np.float64]:
         import torch
 
+        from ray_jobs.training.guards import check_outputs
+
         x = torch.from_numpy(rows.x)
         scored = windows.ending_at_each_row(rows, self._config.window)
         size = max(1, _EVAL_READINGS // self._config.window)
@@ -139,6 +141,7 @@ class SequenceMember:
                 index, _ = part.gather()
                 last = torch.from_numpy(part.length - 1)
                 logits = network(x[torch.from_numpy(index)])[torch.arange(len(part)), last]
+                check_outputs(logits)
                 p[start : start + size] = torch.sigmoid(logits.double()).numpy()
         return p
 

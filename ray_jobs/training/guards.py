@@ -186,6 +186,16 @@ class BufferGuard:
             torch._foreach_copy_(buffers, kept)
 
 
+def check_outputs(outputs: Tensor) -> None:
+    """What a network says must be numbers: weights that have become infinite are beyond mending.
+
+    Raises:
+        JobFailed: they are not finite.
+    """
+    if not bool(torch.isfinite(outputs).all()):
+        raise JobFailed("the network's outputs are no longer finite; lower the learning_rate")
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch, on any device, says that memory ran out."""
     # The CPU's allocator and MPS have no exception of their own.

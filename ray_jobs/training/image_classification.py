@@ -35,6 +35,7 @@ from ray_jobs.multiclass import multiclass_metrics
 from ray_jobs.result import DataSummary
 from ray_jobs.storage import Storage
 from ray_jobs.training.batch import Batch
+from ray_jobs.training.guards import check_outputs
 from ray_jobs.training.learning import BatchSource, Learning
 from ray_jobs.training.recipe import choose_precision, make_recipe, prepare_model, sampler_weights
 from ray_jobs.training.replicas import Replicas
@@ -226,6 +227,7 @@ class ImageClassification(NetworkTask):
                     continue
                 with self._autocast():
                     logits = network(batch.to(self.device).tensors["image"])
+                check_outputs(logits)
                 p[[position[row] for row in batch.ids]] = torch.softmax(logits.double(), 1).cpu()
         return replicas.gather_rows(p, len(rows)).numpy()
 

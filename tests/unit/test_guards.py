@@ -14,6 +14,7 @@ from ray_jobs.training.guards import (
     NonFiniteGuard,
     OverfittingGuard,
     SampleGuard,
+    check_outputs,
     is_out_of_memory,
 )
 from ray_jobs.training.spec import GuardSpec
@@ -217,3 +218,13 @@ def test_overfitting_is_said_once(restarts: bool) -> None:
 )
 def test_what_is_no_overfitting(losses: list[tuple[float, float | None]]) -> None:
     assert note(*losses) == [None] * len(losses)
+
+
+def test_outputs_that_are_no_numbers_end_the_run_with_advice() -> None:
+    check_outputs(torch.tensor([1e30, -3.0]))
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(JobFailed) as raised:
+            check_outputs(torch.tensor([1.0, bad]))
+        assert str(raised.value) == (
+            "the network's outputs are no longer finite; lower the learning_rate"
+        )
