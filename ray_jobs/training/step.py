@@ -6,9 +6,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +27,14 @@ from ray_jobs.training.replicas import Replicas
 _NUM_USED, _NUM_FAILED, _NONFINITE, _STOP, _NUM_FIXED = range(5)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where in training a step is: all that is random in it comes from here."""
 
     epoch: int  # from 1
     batch: int  # from 0
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a step, over all workers."""
 
     num_used: int  # samples learned from; 0 if the step was skipped
@@ -45,8 +42,7 @@ class Outcome:
     wants_stop: bool
 
 
-@dataclass(frozen=True)
-class _Verdict:
+class _Verdict(NamedTuple):
     num_used: int
     num_failed: int
     is_finite: bool
@@ -173,7 +169,7 @@ class Stepper:
         weight = share if self._replicas.is_alone else len(part) / learning.batch_size
         weighted = loss if weight == 1 else loss * weight
         (learning.scaler.scale(weighted) if learning.scaler else weighted).backward()
-        values = [value.detach().float() for value in (loss, *metrics)]
+        values = [loss.detach().float(), *(metric.detach().float() for metric in metrics)]
         return values if share == 1 else [value * share for value in values]
 
     def _clip(self) -> Tensor:
@@ -193,7 +189,7 @@ class Stepper:
         num_used = len(batch)
         norm = self._clip() if num_used else means[0]
         *values, norm_value = torch.stack([*means, norm]).tolist()  # the step's one wait for a GPU
-        is_finite = math.isfinite(values[0]) and math.isfinite(norm_value)
+        is_finite = math.isfinite(values[0] + norm_value)
         sums = [value * num_used for value in values]
         return _Verdict(num_used, len(batch.failed), is_finite, not is_finite, sums, wants_stop)
 
