@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ray_jobs.bootstrap import group_resamples, percentile_interval
 from ray_jobs.data.machine_logs.gcode import PARAMETERS
-from ray_jobs.metrics import MAX_UNDEFINED_SHARE, group_codes
+from ray_jobs.metrics import group_codes
 from ray_jobs.result import ClassScores, MetricValue
 
 HEAD_METRICS = ("composite_acc", "command_acc", "param_type_acc", "param_value_acc")
@@ -102,7 +103,8 @@ def bootstrap_intervals(
     table = _Table(true, said, tolerance, group_codes(groups, len(true)))
     draws = table.draws(num_resamples, seed)
     return {
-        name: _interval(value, draws[name], confidence) for name, value in table.estimates().items()
+        name: percentile_interval(value, draws[name], confidence)
+        for name, value in table.estimates().items()
     }
 
 
@@ -133,7 +135,7 @@ def bootstrap_margin(
         return None
     margin = a.estimates()[name] - b.estimates()[name]
     draws = a.draws(num_resamples, seed)[name] - b.draws(num_resamples, seed)[name]
-    return _interval(margin, draws, confidence)
+    return percentile_interval(margin, draws, confidence)
 
 
 def command_scores(
@@ -195,15 +197,6 @@ def wide_tolerances(constant: Mapping[str, float], split: str) -> list[str]:
     ]
 
 
-def _interval(value: float, draws: Floats, confidence: float) -> MetricValue:
-    defined = draws[~np.isnan(draws)]
-    is_rare = len(defined) < (1 - MAX_UNDEFINED_SHARE) * len(draws)
-    if is_rare or np.ptp(defined) == 0:
-        return MetricValue(value=value)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return MetricValue(value=value, low=float(low), high=float(high))
-
-
 class _Table:
     """Sums for each group, from which the metrics of any reweighting of the groups follow.
 
@@ -242,10 +235,9 @@ class _Table:
 
     def draws(self, num_resamples: int, seed: int) -> dict[str, Floats]:
         """The metrics of resamples with as many draws as groups, each [B]; NaN where undefined."""
-        num_groups = len(self._sums)
-        share = np.full(num_groups, 1 / num_groups)
-        counts = np.random.default_rng(seed).multinomial(num_groups, share, size=num_resamples)
-        return self._metrics(counts.astype(np.float64) @ self._sums)
+        num_groups, num_sums = self._sums.shape
+        chunks = group_resamples(num_groups, num_resamples, seed, row_cells=num_groups + num_sums)
+        return self._metrics(np.concatenate([counts @ self._sums for counts in chunks]))
 
     @staticmethod
     def _metrics(sums: Floats) -> dict[str, Floats]:

@@ -7,20 +7,16 @@ called positive) is absent. numpy alone, so that a fit can measure every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ray_jobs.bootstrap import group_resamples, percentile_interval
 from ray_jobs.result import MetricValue
 
 # Log-loss reads no probability closer to 0 or 1 than the resolution of the float32 it came from.
 EPSILON = float(np.finfo(np.float32).eps)
 NUM_ECE_BINS = 15  # of equal width, as in Guo et al. 2017
-MAX_UNDEFINED_SHARE = 0.05  # of the resamples; a metric that more of them lack has no interval
 OBJECTIVES = ("f1", "accuracy", "auc", "log_loss")
-
-_CELLS_PER_CHUNK = 2**18  # rows x resamples held at a time: 2 MiB an array, near the cache
 
 Floats = NDArray[np.float64]
 
@@ -57,8 +53,8 @@ def bootstrap_intervals(
     such intervals are too narrow; with a single group nothing can be known and there are none.
 
     Resamples that leave a metric undefined are left out of its interval; if they are more than
-    `MAX_UNDEFINED_SHARE`, it has none. Nor has a metric that is the same in all of them, such as
-    a recall of 1: that no error was seen does not bound the errors to come.
+    `bootstrap.MAX_UNDEFINED_SHARE`, it has none. Nor has a metric that is the same in all of
+    them, such as a recall of 1: that no error was seen does not bound the errors to come.
 
     Raises:
         ValueError: as `binary_metrics`, or `groups` of another length.
@@ -70,22 +66,17 @@ def bootstrap_intervals(
     if table.num_groups == 1:
         return {name: MetricValue(value=value) for name, value in estimates.items()}
     chunks, gap_chunks = [], []
-    for counts in table.resamples(num_resamples, seed):
+    for counts in group_resamples(table.num_groups, num_resamples, seed, row_cells=table.num_rows):
         chunks.append(table.metrics(counts))
         gap_chunks.append(table.calibration_gaps(counts))
     intervals = {}
     for name, value in estimates.items():
         draws = np.concatenate([chunk[name] for chunk in chunks])
-        defined = draws[~np.isnan(draws)]
-        if len(defined) < (1 - MAX_UNDEFINED_SHARE) * len(draws) or np.ptp(defined) == 0:
-            intervals[name] = MetricValue(value=value)
-            continue
-        if name == "ece":
+        intervals[name] = percentile_interval(value, draws, confidence)
+        if name == "ece" and intervals[name].low is not None:
             gaps = table.calibration_gaps(np.ones((1, table.num_groups)))[0]
             low, high = ece_interval(gaps, np.concatenate(gap_chunks), confidence)
-        else:
-            low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
-        intervals[name] = MetricValue(value=value, low=float(low), high=float(high))
+            intervals[name] = MetricValue(value=value, low=float(low), high=float(high))
     return intervals
 
 
@@ -183,7 +174,7 @@ class _Table:
         self, y: NDArray[np.int8], p: Floats, threshold: float, group: NDArray[np.int64]
     ) -> None:
         self.num_groups = int(group.max()) + 1
-        self._num_rows = len(y)
+        self.num_rows = len(y)
         positive, called = y == 1, p >= threshold
         columns = [np.ones(len(y)), positive, called, positive & called, log_losses(y, p)]
         sums = [np.bincount(group, column, minlength=self.num_groups) for column in columns]
@@ -202,17 +193,6 @@ class _Table:
         """The metrics that are defined with every group taken once."""
         values = self.metrics(np.ones((1, self.num_groups)))
         return {name: float(v[0]) for name, v in values.items() if not np.isnan(v[0])}
-
-    def resamples(self, num_resamples: int, seed: int) -> Iterator[Floats]:
-        """How often each group is drawn, with as many draws as groups, in chunks [B, G]."""
-        rng = np.random.default_rng(seed)
-        chunk = max(1, _CELLS_PER_CHUNK // self._num_rows)
-        for start in range(0, num_resamples, chunk):
-            num = min(chunk, num_resamples - start)
-            draws = rng.integers(self.num_groups, size=(num, self.num_groups))
-            draws += np.arange(num)[:, None] * self.num_groups
-            counts = np.bincount(draws.ravel(), minlength=num * self.num_groups)
-            yield counts.reshape(num, self.num_groups).astype(np.float64)
 
     def metrics(self, counts: Floats) -> dict[str, Floats]:
         """Every metric with group g taken `counts[:, g]` times, each [B]; NaN where undefined."""

@@ -9,13 +9,14 @@ so that a fit can measure every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ray_jobs.bootstrap import group_resamples, percentile_interval
 from ray_jobs.metrics import EPSILON, NUM_ECE_BINS, Floats, ece_interval, group_codes
 from ray_jobs.result import ClassScores, MetricValue
 
@@ -23,8 +24,6 @@ OBJECTIVES: Mapping[str, Literal["max", "min"]] = MappingProxyType(
     {"macro_f1": "max", "accuracy": "max", "balanced_accuracy": "max", "log_loss": "min"}
 )
 SUM_TOLERANCE = 1e-4  # how far the probabilities of a row may stray from 1: float16 sums do
-
-_CELLS_PER_CHUNK = 2**18  # groups x resamples held at a time: 2 MiB an array, near the cache
 
 Labels = NDArray[np.int64]
 
@@ -85,22 +84,20 @@ def bootstrap_intervals(
     if table.num_groups == 1:
         return {name: MetricValue(value=value) for name, value in estimates.items()}
     chunks, gap_chunks = [], []
-    for counts in table.resamples(num_resamples, seed):
+    for counts in group_resamples(
+        table.num_groups, num_resamples, seed, row_cells=table.num_groups
+    ):
         sums = counts @ table.sums
         chunks.append(table.metrics(sums))
         gap_chunks.append(table.calibration_gaps(sums))
     intervals = {}
     for name, value in estimates.items():
         draws = np.concatenate([chunk[name] for chunk in chunks])
-        if np.ptp(draws) == 0:
-            intervals[name] = MetricValue(value=value)
-            continue
-        if name == "ece":
+        intervals[name] = percentile_interval(value, draws, confidence)
+        if name == "ece" and intervals[name].low is not None:
             gaps = table.calibration_gaps(table.sums.sum(axis=0, keepdims=True))[0]
             low, high = ece_interval(gaps, np.concatenate(gap_chunks), confidence)
-        else:
-            low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-        intervals[name] = MetricValue(value=value, low=float(low), high=float(high))
+            intervals[name] = MetricValue(value=value, low=float(low), high=float(high))
     return intervals
 
 
@@ -227,17 +224,6 @@ class _Table:
         """The metrics with every group taken once."""
         values = self.metrics(self.sums.sum(axis=0, keepdims=True))
         return {name: float(value[0]) for name, value in values.items()}
-
-    def resamples(self, num_resamples: int, seed: int) -> Iterator[Floats]:
-        """How often each group is drawn, with as many draws as groups, in chunks [B, G]."""
-        rng = np.random.default_rng(seed)
-        chunk = max(1, _CELLS_PER_CHUNK // self.num_groups)
-        for start in range(0, num_resamples, chunk):
-            num = min(chunk, num_resamples - start)
-            draws = rng.integers(self.num_groups, size=(num, self.num_groups))
-            draws += np.arange(num)[:, None] * self.num_groups
-            counts = np.bincount(draws.ravel(), minlength=num * self.num_groups)
-            yield counts.reshape(num, self.num_groups).astype(np.float64)
 
     def metrics(self, sums: Floats) -> dict[str, Floats]:
         """Every metric of reweighted sums [B, S], each [B]."""

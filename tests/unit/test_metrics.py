@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from ray_jobs import metrics
+from ray_jobs import bootstrap, metrics
 from ray_jobs.metrics import (
     EPSILON,
     best_threshold,
@@ -93,7 +93,9 @@ def test_intervals_are_the_percentiles_of_a_loop_that_repeats_rows(num_groups):
     groups = np.arange(60) if num_groups is None else np.arange(60) % num_groups
     table = metrics._Table(y.astype(np.int8), p, 0.5, groups)
     draws: dict[str, list[float]] = {}
-    for counts in np.concatenate(list(table.resamples(200, seed=3))).astype(int):
+    for counts in np.concatenate(
+        list(bootstrap.group_resamples(table.num_groups, 200, 3, row_cells=60))
+    ).astype(int):
         assert counts.sum() == groups.max() + 1
         rows = np.repeat(np.arange(60), counts[groups])
         for name, value in binary_metrics(y[rows], p[rows], 0.5).items():
@@ -113,7 +115,7 @@ def test_intervals_are_the_percentiles_of_a_loop_that_repeats_rows(num_groups):
 def test_a_chunk_is_no_boundary(monkeypatch):
     y, p = simulate(50)
     whole = bootstrap_intervals(y, p, 0.5, num_resamples=100)
-    monkeypatch.setattr(metrics, "_CELLS_PER_CHUNK", 50 * 7)
+    monkeypatch.setattr(bootstrap, "_CELLS_PER_CHUNK", 50 * 7)
     chunked = bootstrap_intervals(y, p, 0.5, num_resamples=100)
     for name, metric in whole.items():
         assert [chunked[name].low, chunked[name].high] == pytest.approx([metric.low, metric.high])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from ray_jobs import multiclass
+from ray_jobs import bootstrap
 from ray_jobs.metrics import EPSILON
 from ray_jobs.multiclass import (
     OBJECTIVES,
@@ -170,7 +170,7 @@ def test_intervals_are_those_of_a_loop_that_resamples_whole_groups():
 def test_intervals_do_not_depend_on_how_the_resamples_are_chunked(monkeypatch):
     y, p = simulate(60)
     whole = bootstrap_intervals(y, p, num_resamples=64)
-    monkeypatch.setattr(multiclass, "_CELLS_PER_CHUNK", 5 * 60)
+    monkeypatch.setattr(bootstrap, "_CELLS_PER_CHUNK", 5 * 60)
     parts = bootstrap_intervals(y, p, num_resamples=64)
     for name, value in whole.items():
         assert parts[name].model_dump() == pytest.approx(value.model_dump())
