@@ -82,10 +82,13 @@ class EnsembleResult(_Record):
 
 
 class ColumnLeak(_Record):
-    """A single column that predicts the label alone."""
+    """A column that gives the label, or another target, away."""
 
     column: str
-    auc: Finite  # of a shallow tree on this column alone, on rows it was not fitted on
+    target: str | None = None  # what it gives away, where there is more than the label
+    auc: Finite | None = (
+        None  # of a shallow tree on this column alone, on rows it was not fitted on
+    )
     refused: bool
     evidence: str
 
@@ -160,6 +163,20 @@ class ClassScores(_Record):
     f1: Finite | None = None
 
 
+class SweepSummary(_Record):
+    """The sweep that a model's hyperparameters come from; all of it is in artifacts/sweep.json."""
+
+    scheduler: str
+    num_trials: int
+    num_failed: int
+    num_stopped: int  # parked or stopped before their last epoch
+    num_epochs: int  # spent by all trials
+    num_full_epochs: int  # that training every trial in full would have taken
+    winner: str
+    config: dict[str, bool | int | float | str]  # the winner's: dotted key -> value
+    value: Finite  # its best objective on validation
+
+
 class RegisteredModel(_Record):
     name: str
     version: int
@@ -179,7 +196,9 @@ class JobResult(_Record):
     seed: int
     metrics: SplitMetrics = {}
     classes: dict[str, list[ClassScores]] = {}  # "val" and "test" -> each class
+    rivals: dict[str, SplitMetrics] = {}  # what stands beside the model: name -> split -> metrics
     members: list[MemberResult] = []  # the models trained: of an ensemble all, else the one
+    sweep: SweepSummary | None = None
     ensemble: EnsembleResult | None = None
     data: DataSummary | None = None
     model: RegisteredModel | None = None

@@ -66,7 +66,7 @@ def find_leaks(train: Rows, val: Rows, *, allowed: Collection[str], seed: int) -
                 evidence=evidence,
             )
         )
-    return sorted(leaks, key=lambda leak: -leak.auc)
+    return sorted(leaks, key=lambda leak: -(leak.auc or 0.0))
 
 
 def refuse_leaks(leaks: Sequence[ColumnLeak]) -> None:

@@ -307,7 +307,9 @@ def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
             "train in every feature"
         )
     for leak in summary.leakage.columns:
-        if leak.auc >= REFUSED_AUC:  # and kept: by the spec, or for want of rows to prove it
+        if (
+            leak.auc is not None and leak.auc >= REFUSED_AUC
+        ):  # and kept: by the spec, or for want of rows to prove it
             yield (
                 f"column {leak.column!r} alone tells the label (AUC {leak.auc:.4f} on validation); "
                 "leave it out if it is the label in other words"

@@ -230,6 +230,14 @@ def _leaks(result: JobResult) -> Iterator[Finding]:
     leakage = result.data.leakage
     telling = []
     for column in leakage.columns:
+        if column.auc is None:
+            what = "was refused" if column.refused else "was kept: no score is free of it"
+            level: Literal["note", "warning"] = "note" if column.refused else "warning"
+            yield Finding(
+                level,
+                f"Column {column.column} gives {column.target or 'the label'} away and {what}.",
+            )
+            continue
         alone = f"{column.column} alone reaches AUC {number(column.auc)}"
         if column.refused:
             yield Finding("note", f"Column {alone} and was refused.")
