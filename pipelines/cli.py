@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ray_jobs.errors import EmberlineError
+
+if TYPE_CHECKING:
+    from ray_jobs.sections import JobSpec
 
 app = typer.Typer(
     name="emberline",
@@ -35,6 +38,16 @@ Overrides = Annotated[
 StorageUri = Annotated[
     str | None, typer.Option("--storage", help="Root of all runs: a folder or s3:// URI.")
 ]
+Target = Annotated[str | None, typer.Option(help="Where to run: local.")]
+RunId = Annotated[
+    str | None, typer.Option("--run-id", help="Name the run; an existing one is attached to.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Take up --run-id, or the newest unfinished run.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, last on stdout.")]
 
 DEFAULT_STORAGE = "./runs"
@@ -45,30 +58,65 @@ def run(
     workload: Workload,
     config: Config = None,
     overrides: Overrides = None,
-    target: Annotated[str | None, typer.Option(help="Where to run: local.")] = None,
+    target: Target = None,
     storage: StorageUri = None,
-    run_id: Annotated[
-        str | None, typer.Option("--run-id", help="Name the run; an existing one is attached to.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Take up --run-id, or the newest unfinished run.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
-    ] = False,
+    run_id: RunId = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train a workload: prepare, fit, test, track, register."""
-    from pipelines import plan, training
     from ray_jobs.spec import load_spec
 
     spec = load_spec(
         workload, config=config, overrides=overrides or [], target=target, storage=storage
     )
+    chosen = bool(config or overrides)
+    _carry_out(spec, run_id, resume=resume, dry_run=dry_run, chosen=chosen, as_json=as_json)
+
+
+@app.command()
+def sweep(
+    workload: Annotated[str, typer.Argument(help="What to sweep, e.g. gcode.", show_default=False)],
+    config: Config = None,
+    overrides: Overrides = None,
+    target: Target = None,
+    storage: StorageUri = None,
+    run_id: RunId = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Try hyperparameters by ASHA on the objective, then train the winner and test it once."""
+    from ray_jobs.spec import load_spec
+
+    spec = load_spec(
+        workload,
+        config=config,
+        overrides=overrides or [],
+        sweeps=True,
+        target=target,
+        storage=storage,
+    )
+    chosen = bool(config or overrides)
+    _carry_out(spec, run_id, resume=resume, dry_run=dry_run, chosen=chosen, as_json=as_json)
+
+
+def _carry_out(
+    spec: JobSpec,
+    run_id: str | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+    chosen: bool,
+    as_json: bool,
+) -> None:
+    from pipelines import plan, training
+
     if dry_run:
         _show(plan.make(spec), as_json)
     elif resume:
-        _show(training.resume(spec, run_id, chosen=bool(config or overrides)), as_json)
+        _show(training.resume(spec, run_id, chosen=chosen), as_json)
     else:
         _show(training.start(spec, run_id), as_json)
 

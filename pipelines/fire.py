@@ -9,14 +9,17 @@ from components.evaluate import evaluate
 from components.prepare import prepare
 from components.register import register
 from components.train_member import train_member
+from ray_jobs.workloads.fire import FireSpec
 
 
-def pipeline(parallelism: int | None = None) -> Any:
+def pipeline(job: FireSpec | None = None) -> Any:
     """The pipeline, with parameters `spec` (a resolved job description, YAML) and `run_id`.
 
     Args:
-        parallelism: members that train at the same time; default: as many as the backend allows.
+        job: the description of one job, where the pipeline is made for it: it says whether members
+            train at the same time. Else they do, as many as the backend allows.
     """
+    parallelism = 1 if job is not None and not job.parallel else None
 
     @dsl.pipeline(name="fire", description="An ensemble that finds fires in sensor readings.")
     def fire(spec: str, run_id: str) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipelines.training import command_of
 from ray_jobs.errors import JobFailed
 from ray_jobs.result import JobResult
 from ray_jobs.run import REPORT, Run, find_run
@@ -137,7 +138,7 @@ def _result(run: Run) -> JobResult:
     if result is None:
         raise JobFailed(
             f"run {run.run_id!r} has no result yet; if it was cut off, go on with: "
-            f"emberline run {run.spec.workload} --resume --run-id {run.run_id}"
+            f"emberline {command_of(run.spec)} {run.spec.workload} --resume --run-id {run.run_id}"
         )
     return result
 

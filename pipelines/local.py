@@ -122,14 +122,13 @@ def _run_pipeline(run: Run) -> None:
         import ray
         from kfp import local
 
-        pipeline = import_module(f"pipelines.{run.spec.workload}").pipeline
+        pipeline = import_module(f"pipelines.{run.spec.workload}").pipeline(run.spec)
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address  # for the steps
         # The runner warns that a step's image is not used; that is what it is for.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
         with TemporaryDirectory(prefix="emberline-kfp-") as root:
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
-            one_by_one = {} if getattr(run.spec, "parallel", True) else {"parallelism": 1}
-            pipeline(**one_by_one)(spec=run.spec.to_yaml(), run_id=run.run_id)
+            pipeline(spec=run.spec.to_yaml(), run_id=run.run_id)
 
 
 if __name__ == "__main__":

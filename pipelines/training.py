@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import SpecError
 from ray_jobs.lifecycle import carry_out
-from ray_jobs.result import JobResult, MetricValue
+from ray_jobs.result import JobResult, MetricValue, SweepSummary
 from ray_jobs.run import REPORT, Run
 from ray_jobs.sections import JobSpec
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SHOWN = (
     "f1", "macro_f1", "accuracy", "balanced_accuracy", "top3_accuracy", "precision", "recall",
-    "auc", "log_loss", "ece",
+    "auc", "log_loss", "ece", "composite_acc", "command_acc", "param_type_acc", "param_value_acc",
 )  # fmt: skip
 
 
@@ -45,11 +45,16 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
             result = carry_out(run, lambda: local.run(run, progress.poll), wait=progress.poll)
     except KeyboardInterrupt:
         console.print(
-            f"interrupted: nothing is left running. Go on with: emberline run {spec.workload} "
-            f"--resume --run-id {run.run_id}"
+            f"interrupted: nothing is left running. Go on with: emberline {command_of(spec)} "
+            f"{spec.workload} --resume --run-id {run.run_id}"
         )
         raise
     return Outcome(run, result)
+
+
+def command_of(spec: JobSpec) -> str:
+    """Which command of `emberline` carries the job out."""
+    return "sweep" if spec.sweeps else "run"
 
 
 def resume(spec: JobSpec, run_id: str | None, *, chosen: bool) -> Outcome:
@@ -68,11 +73,13 @@ def resume(spec: JobSpec, run_id: str | None, *, chosen: bool) -> Outcome:
         for folder in reversed(storage.list(spec.workload)):
             run = Run.at(f"{storage.uri}/{folder}")
             result = run.read_result()
-            if result is None or result.status != "SUCCEEDED":
+            is_done = result is not None and result.status == "SUCCEEDED"
+            if not is_done and run.spec.sweeps == spec.sweeps:
                 run_id = run.run_id
                 break
         else:
-            raise SpecError(f"no unfinished run of {spec.workload!r} under {spec.storage!r}")
+            kind = "sweep" if spec.sweeps else "run"
+            raise SpecError(f"no unfinished {kind} of {spec.workload!r} under {spec.storage!r}")
     stored = Run.open(spec.storage, spec.workload, run_id)
     return start(spec if chosen else stored.spec, run_id)
 
@@ -92,15 +99,22 @@ class Outcome:
         result, objective = self.result, self.result.objective.metric
         console.print(f"\n[bold]{result.workload}[/] {result.run_id}: {_headline(result)}")
         console.print(_scores(result))
+        if result.rivals:
+            console.print(_rivals(result))
         if result.classes.get("test"):
             console.print(_classes(result))
         if result.ensemble:
             console.print(_leaderboard(result, objective))
+        if result.sweep:
+            console.print(_sweep(result.sweep), soft_wrap=True, markup=False)
         for warning in result.warnings:
             console.print(f"[yellow]warning:[/] {warning}")
         if result.model:
             console.print(f"model    {result.model.uri} (alias challenger)")
         console.print(f"report   {self.run.storage.display(self.run.path(REPORT))}", soft_wrap=True)
+        if result.sweep:
+            page = self.run.storage.display(self.run.path("sweep.html"))
+            console.print(f"sweep    {page}", soft_wrap=True)
 
 
 def _headline(result: JobResult) -> str:
@@ -121,15 +135,18 @@ def _scores(result: JobResult) -> object:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("", "test", "95 % interval", "validation"):
+    for column in ("", "test", "95 % interval", "validation", "gap"):
         table.add_column(column, justify="left" if not column else "right")
     val, test = (result.metrics.get(split, {}) for split in ("val", "test"))
     for name in _SHOWN:
         if name in val or name in test:
-            style = "bold" if name == result.objective.metric else ""
-            metric = test.get(name)
             table.add_row(
-                name, _value(metric), _interval(metric), _value(val.get(name)), style=style
+                name,
+                _value(test.get(name)),
+                _interval(test.get(name)),
+                _value(val.get(name)),
+                _gap(test.get(name), val.get(name)),
+                style="bold" if name == result.objective.metric else "",
             )
     return table
 
@@ -139,7 +156,7 @@ def _classes(result: JobResult) -> object:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("class", "test f1", "precision", "recall", "pictures"):
+    for column in ("class", "test f1", "precision", "recall", "rows"):
         table.add_column(column, justify="left" if column == "class" else "right")
     present = [scores for scores in result.classes["test"] if scores.support]
     for scores in sorted(present, key=lambda scores: -1.0 if scores.f1 is None else scores.f1):
@@ -147,6 +164,20 @@ def _classes(result: JobResult) -> object:
         shown = ["—" if cell is None else f"{cell:.4f}" for cell in cells]
         table.add_row(scores.name, *shown, str(scores.support))
     return table
+
+
+def _sweep(sweep: SweepSummary) -> str:
+    """The winner, and what it cost."""
+    values = ", ".join(
+        f"{key.rpartition('.')[2]} {value:.3g}"
+        if isinstance(value, float)
+        else f"{key.rpartition('.')[2]} {value}"
+        for key, value in sweep.config.items()
+    )
+    return (
+        f"winner   trial {sweep.winner} of {sweep.num_trials}: {values}; "
+        f"{sweep.num_epochs:,} epochs spent of {sweep.num_full_epochs:,} in full"
+    )
 
 
 def _leaderboard(result: JobResult, objective: str) -> object:
@@ -167,6 +198,28 @@ def _leaderboard(result: JobResult, objective: str) -> object:
             "" if member.seconds is None else f"{member.seconds:.1f} s",
         )
     return table
+
+
+def _rivals(result: JobResult) -> object:
+    """The model on test beside what it is measured against."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("test")
+    for column in ("model", *result.rivals):
+        table.add_column(column, justify="right")
+    columns = [result.metrics, *result.rivals.values()]
+    for name in _SHOWN:
+        values = [metrics.get("test", {}).get(name) for metrics in columns]
+        if any(values):
+            style = "bold" if name == result.objective.metric else ""
+            table.add_row(name, *map(_value, values), style=style)
+    return table
+
+
+def _gap(test: MetricValue | None, val: MetricValue | None) -> str:
+    """Test less validation."""
+    return "—" if test is None or val is None else f"{test.value - val.value:+.4f}"
 
 
 def _value(metric: MetricValue | None) -> str:

@@ -9,6 +9,7 @@ from ray_jobs.members import read_members
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, JobResult, MemberResult, parse_result
 from ray_jobs.run import REPORT, Run
+from ray_jobs.sweeping.winner import read_sweep, summarize
 from ray_jobs.versions import versions
 
 _FILE = "artifacts/evaluation.json"
@@ -20,8 +21,10 @@ def evaluate(run: Run) -> JobResult:
     with journal.phase():
         data, members = read_data(run), read_members(run)
         events = read_events(run.storage, run.folder)
+        sweep = read_sweep(run)
         fields = {
             "members": members,
+            "sweep": None if sweep is None else summarize(sweep),
             "warnings": _warnings(data, members, events),
             "num_skipped_batches": sum(member.num_skipped_batches for member in members),
         }
@@ -41,7 +44,12 @@ def evaluate(run: Run) -> JobResult:
 
 
 def render(run: Run, result: JobResult) -> None:
-    """Write report.html from a result and what the run has left so far."""
+    """Write report.html, and sweep.html of a sweep, from a result and what the run has left."""
+    sweep = read_sweep(run)
+    if sweep is not None:
+        from ray_jobs.sweep import write_page
+
+        write_page(run, sweep)
     run.storage.write_text(run.path(REPORT), run.workload.render(run, result))
 
 
@@ -61,5 +69,9 @@ def _warnings(data: DataSummary, members: list[MemberResult], events: list[dict]
         if member.degenerate:
             found.append(f"{member.name} is degenerate: its metrics stood still and it was stopped")
         found += [f"{member.name}: {warning}" for warning in member.warnings]
-    found += [event["message"] for event in events if event["event"] == "warning"]
+    found += [
+        event["message"]
+        for event in events
+        if event["event"] == "warning" and not {"member", "trial"} & event.keys()
+    ]
     return list(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""The training job of a network: Ray Train's workers around the guarded loop.
+"""The training of a network: the guarded loop on Ray Train's workers, or in a trial of a sweep.
 
 The run's own checkpoints are what a lost worker, a lost node or a lost driver goes on from: Ray
 restarts the workers, the same run id restarts the driver, and both read the same folder.
@@ -9,13 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import tempfile
-import threading
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +22,17 @@ from ray_jobs.members import HISTORY, STEPS, end_member, read_member_result
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult
 from ray_jobs.run import Run
+from ray_jobs.stopping import sigterm_asks_to_stop, wait_or_stop
+from ray_jobs.sweeping.winner import as_trained, as_trial, winner_checkpoints
 from ray_jobs.workloads.network import MODEL, VAL, NetworkWorkload
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
     from torch import nn
 
+    from ray_jobs.models.base import FitReport
+    from ray_jobs.sweeping.search import Config
+    from ray_jobs.sweeping.trial import TrialContext
+    from ray_jobs.training.checkpoints import CheckpointStore
     from ray_jobs.training.task import NetworkTask
 
 MAX_WORKER_FAILURES = 3  # restarts of the workers before the job fails
@@ -51,13 +52,55 @@ def fit(run: Run) -> MemberResult:
     with journal.phase():
         data = read_data(run)
         earlier = read_member_result(run, MODEL)
-        if earlier.status == "SUCCEEDED" and earlier.spec_digest == _digest(run, data):
+        if earlier.status == "SUCCEEDED" and earlier.spec_digest == _digest(as_trained(run), data):
             return earlier
         started = datetime.now(UTC)
         journal("member_started", member=MODEL)
-        with _sigterm_asks_to_stop(run):
-            result = end_member(run, journal, _train(run, data), started)
-    return result
+        try:
+            with sigterm_asks_to_stop(run):
+                result = _train(run)
+        except JobFailed as error:
+            family = run.spec.families()[MODEL]
+            failed = MemberResult(name=MODEL, family=family, status="FAILED", reason=str(error))
+            end_member(run, journal, failed, started)
+            raise
+        return end_member(run, journal, result, started)
+
+
+def train_trial(run_uri: str, config: Config, trial: TrialContext) -> None:
+    """Train one trial of the run's sweep, in a process of Ray Tune's, until it ends or is parked.
+
+    Raises:
+        JobFailed: a guard stopped it.
+        RetryableError: the storage failed.
+    """
+    import torch
+
+    from ray_jobs.training.checkpoints import CheckpointStore
+
+    run = as_trial(Run.at(run_uri), config)
+    journal, metric = run.journal(f"trial-{trial.trial_id}"), run.spec.objective.metric
+    num_cpus = max(1, int(trial.num_cpus))
+    torch.set_num_threads(num_cpus)
+
+    def emit(event: str, **fields: Any) -> None:
+        if event == "warning":  # the rest is the sweep's to tell
+            journal(event, trial=trial.trial_id, **fields)
+
+    def report(entry: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in entry.items() if isinstance(value, float)}
+        trial.report(entry["epoch"], entry[metric], numbers)
+
+    _learn(
+        run,
+        read_data(run),
+        num_cpus,
+        emit,
+        CheckpointStore(trial.storage, trial.folder, emit),
+        kept_epochs=frozenset(trial.rung_epochs),
+        on_epoch=report,
+    )
+    journal.flush()
 
 
 def load_task(run: Run, data: DataSummary) -> tuple[NetworkTask, nn.Module]:
@@ -71,7 +114,7 @@ def load_task(run: Run, data: DataSummary) -> tuple[NetworkTask, nn.Module]:
     member = read_member_result(run, MODEL)
     if member.status != "SUCCEEDED":
         raise JobFailed(f"run {run.run_id!r} has no trained network; run its train step first")
-    task = _make_task(run, data, num_cpus=len(os.sched_getaffinity(0)))
+    task = _make_task(as_trained(run), data, num_cpus=len(os.sched_getaffinity(0)))
     network = task.build(weights=False)
     name = "weights.safetensors"
     content = run.storage.read_bytes(run.path("checkpoints", MODEL, "trained", name))
@@ -82,7 +125,7 @@ def load_task(run: Run, data: DataSummary) -> tuple[NetworkTask, nn.Module]:
     return task, network
 
 
-def _train(run: Run, data: DataSummary) -> MemberResult:
+def _train(run: Run) -> MemberResult:
     """Start the workers and wait for what they leave."""
     from ray_jobs import ray_runtime
 
@@ -113,38 +156,10 @@ def _train(run: Run, data: DataSummary) -> MemberResult:
                 ),
             )
             try:
-                _wait(run, trainer)
+                wait_or_stop(run, trainer.fit)
             except ray.train.TrainingFailedError as error:
-                raise JobFailed(f"the training workers failed: {_first_line(error)}") from error
+                raise JobFailed(f"the training workers failed: {_last_line(error)}") from error
     return _read_outcome(run)
-
-
-@contextmanager
-def _sigterm_asks_to_stop(run: Run) -> Iterator[None]:
-    """A machine that is taken back gives notice by SIGTERM, to a pipeline's step as to a job."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: run.request_stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _wait(run: Run, trainer: TorchTrainer) -> None:
-    """Until the workers have ended. An interrupt asks them to stop with a checkpoint; a second one
-    does not wait for that."""
-    # Not in the main thread: there Ray takes SIGINT for itself and leaves no time for a checkpoint.
-    pool = ThreadPoolExecutor(1)
-    training = pool.submit(trainer.fit)
-    try:
-        training.result()
-    except KeyboardInterrupt:
-        run.request_stop()
-        training.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -152,7 +167,7 @@ def _worker(config: dict[str, Any]) -> None:
     would be taken for a lost worker, and the training repeated."""
     import torch
 
-    run = Run.at(config["run"])
+    run = as_trained(Run.at(config["run"]))
     torch.set_num_threads(config["num_cpus"])
     rank = torch.distributed.get_rank()
     try:
@@ -177,10 +192,6 @@ def _leave(run: Run, outcome: dict[str, Any]) -> None:
 
 def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[str, Any]:
     """Train on this worker; the first one stores the network and what it says of validation."""
-    import torch
-
-    from ray_jobs.models.base import FitContext
-    from ray_jobs.training import loop
     from ray_jobs.training.checkpoints import CheckpointStore
 
     journal = run.journal("train" if rank == 0 else f"train-{rank}")
@@ -189,20 +200,11 @@ def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[s
         journal(event, member=MODEL, **fields)
 
     steps = f"{STEPS}-{_digest(run, data)[:12]}"  # of this data and recipe alone
-    store = CheckpointStore(run.storage, run.path("checkpoints", MODEL, steps), emit)
-    context = FitContext(
-        run.spec.seed,
-        run.spec.objective,
-        num_cpus,
-        emit,
-        checkpoints=store,
-        stop_requested=run.is_stop_requested,
+    folder_of_steps = winner_checkpoints(run) or run.path("checkpoints", MODEL, steps)
+    store = CheckpointStore(run.storage, folder_of_steps, emit)
+    task, network, report = _learn(
+        run, data, num_cpus, emit, store, stop_requested=run.is_stop_requested
     )
-    torch.manual_seed(run.spec.seed)
-    task = _make_task(run, data, num_cpus)
-    network = task.build(weights=True)
-    batches, learning = task.prepare(network)
-    report = loop.fit(network, batches, learning, task.validate, context)
     predictions = task.predict(network, "val")
     if rank != 0:
         journal.flush()
@@ -237,6 +239,34 @@ def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[s
     return {"result": result.model_dump(mode="json")}
 
 
+def _learn(
+    run: Run,
+    data: DataSummary,
+    num_cpus: int,
+    emit: Callable[..., None],
+    store: CheckpointStore,
+    **hooks: Any,
+) -> tuple[NetworkTask, nn.Module, FitReport]:
+    """Make the network that the run's description says, and train it by the guarded loop.
+
+    Args:
+        hooks: further fields of FitContext.
+    """
+    import torch
+
+    from ray_jobs.models.base import FitContext
+    from ray_jobs.training import loop
+
+    context = FitContext(
+        run.spec.seed, run.spec.objective, num_cpus, emit, checkpoints=store, **hooks
+    )
+    torch.manual_seed(run.spec.seed)
+    task = _make_task(run, data, num_cpus)
+    network = task.build(weights=True)
+    batches, learning = task.prepare(network)
+    return task, network, loop.fit(network, batches, learning, task.validate, context)
+
+
 def _make_task(run: Run, data: DataSummary, num_cpus: int) -> NetworkTask:
     workload = run.workload
     assert isinstance(workload, NetworkWorkload), run.spec.workload
@@ -259,10 +289,10 @@ def _read_outcome(run: Run) -> MemberResult:
 
 
 def _digest(run: Run, data: DataSummary) -> str:
-    parts = (run.spec.digest("model", "train", "objective", "seed"), data.digest)
+    parts = (run.spec.digest(*run.spec.TRAINED_BY), data.digest)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -88,6 +88,23 @@ class JobSpec(Section):
     def hyperparameters(self, member: str) -> dict[str, Any]:
         """What is set for one of them."""
         raise NotImplementedError
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether the job tries hyperparameters before it trains."""
+        return False
+
+    def replaced(self, values: Mapping[str, Any]) -> Self:
+        """This description with other values of dotted keys; every check is made again."""
+        raw = self.model_dump(mode="json")
+        for key, value in values.items():
+            *path, last = key.split(".")
+            section = raw
+            for part in path:
+                section = section[part]
+            assert last in section, key
+            section[last] = value
+        return type(self).model_validate(raw)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

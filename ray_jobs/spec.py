@@ -15,8 +15,10 @@ from pydantic import BaseModel, ValidationError
 from ray_jobs import workloads as registry
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
+from ray_jobs.sweeping.spec import Distribution
 
 _SOURCES = ("source", "sources", "path")  # keys of `data` that say where it comes from
+_SPACE = ("sweep", "space")
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -25,6 +27,7 @@ def load_spec(
     *,
     config: Path | None = None,
     overrides: Sequence[str] = (),
+    sweeps: bool = False,
     **flags: str | None,
 ) -> JobSpec:
     """Read a job description and check every key.
@@ -33,6 +36,7 @@ def load_spec(
         workload: one of `workloads()`; None: whatever `config` describes.
         config: a YAML file; default: the one shipped for the workload.
         overrides: `a.b=value` texts, values in YAML.
+        sweeps: the job is a sweep, and its section is needed; else it is checked and left out.
         flags: top-level keys given on the command line (`storage`, `target`); None means not given.
 
     Raises:
@@ -49,7 +53,32 @@ def load_spec(
     raw |= {key: value for key, value in flags.items() if value is not None}
     if workload is not None and raw.setdefault("workload", workload) != workload:
         raise SpecError(f"{path.name} describes the workload {raw['workload']!r}, not {workload!r}")
-    return parse_spec(raw, source=path.name, overridden=frozenset(overridden))
+    spec = parse_spec(raw, source=path.name, overridden=frozenset(overridden))
+    return _as_sweep(spec, path.name) if sweeps else _without_sweep(spec, overridden)
+
+
+def _as_sweep(spec: JobSpec, source: str) -> JobSpec:
+    if spec.sweeps:
+        return spec
+    known = [name for name in registry.NAMES if "sweep" in registry.find(name).spec.model_fields]
+    if spec.workload not in known:
+        raise SpecError(f"{spec.workload} cannot be swept; {' and '.join(known)} can")
+    raise SpecError(
+        f"{source}: sweep: this key is required; say what to try, such as --set "
+        "'sweep.space={train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}}'"
+    )
+
+
+def _without_sweep(spec: JobSpec, overridden: set[tuple[str, ...]]) -> JobSpec:
+    if not spec.sweeps:
+        return spec
+    for key in sorted(overridden):
+        if key[0] == "sweep":
+            raise SpecError(
+                f"--set {'.'.join(key)}: it belongs to emberline sweep {spec.workload}; this "
+                "command trains one network"
+            )
+    return spec.model_copy(update={"sweep": None})
 
 
 def parse_spec(
@@ -131,7 +160,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
     key, separator, text = override.partition("=")
-    parts = tuple(key.strip().split("."))
+    parts = _parts(key.strip())
     if not separator or not all(parts):
         raise SpecError(f"--set {override!r}: write it as key.subkey=value")
     try:
@@ -151,8 +180,22 @@ def _apply_override(raw: dict[str, Any], override: str) -> tuple[str, ...]:
             )
         section[part] = inner
         section = inner
-    section[parts[-1]] = value
+    if value is None and parts[:-1] == _SPACE:  # not to be tried, although the file says so
+        section.pop(parts[-1], None)
+    else:
+        section[parts[-1]] = value
     return parts
+
+
+def _parts(key: str) -> tuple[str, ...]:
+    """The keys that lead to a value. Those of sweep.space have dots of their own."""
+    parts = tuple(key.split("."))
+    if parts[: len(_SPACE)] != _SPACE or len(parts) == len(_SPACE):
+        return parts
+    *path, last = parts[len(_SPACE) :]
+    if path and last in Distribution.model_fields:
+        return (*_SPACE, ".".join(path), last)
+    return (*_SPACE, ".".join([*path, last]))
 
 
 def _explain(

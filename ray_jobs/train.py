@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError
 from ray_jobs.lifecycle import carry_out
@@ -29,7 +30,14 @@ def run_job(run: Run) -> JobResult:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m ray_jobs.train`; the result is the last thing on stdout. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.train", description=DESCRIPTION)
+    return main_of("train", DESCRIPTION, arguments)
+
+
+def main_of(
+    job: Literal["train", "sweep"], description: str, arguments: Sequence[str] | None
+) -> int:
+    """The command of a whole job, with or without a sweep before the training."""
+    parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{job}", description=description)
     parser.add_argument("--spec", required=True, type=Path, help="job description, YAML")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--storage", help="root URI of all runs; default: the spec's")
@@ -37,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         spec = load_spec(
-            None, config=options.spec, overrides=options.overrides, storage=options.storage
+            None,
+            config=options.spec,
+            overrides=options.overrides,
+            sweeps=job == "sweep",
+            storage=options.storage,
         )
         run = Run.create(spec, options.run_id)
         signal.signal(signal.SIGTERM, lambda *_: _stop(run))

@@ -51,6 +51,8 @@ class FitContext:
     emit: Callable[..., None] = _ignore  # emit(event, **fields): progress for the journal
     checkpoints: CheckpointStore | None = None  # to go on from, if the fit is cut off
     stop_requested: Callable[[], bool] = lambda: False  # looked at about once a second
+    kept_epochs: frozenset[int] = frozenset()  # whose ends get a checkpoint in any case
+    on_epoch: Callable[[dict[str, Any]], None] = lambda entry: None  # after its checkpoint
 
 
 @dataclass

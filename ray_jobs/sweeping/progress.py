@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from ray_jobs.errors import JobFailed, SpecError
 from ray_jobs.result import Objective
 from ray_jobs.storage import Storage
-from ray_jobs.sweeping.records import Records, SweepState, read_state, trial_id, write_state
+from ray_jobs.sweeping.records import RESULT, Records, SweepState, read_state, trial_id, write_state
 from ray_jobs.sweeping.result import SweepResult, find_winner, promotion_result, trial_result
 from ray_jobs.sweeping.rungs import Rungs, rung_epochs
 from ray_jobs.sweeping.schedule import Schedule
@@ -23,6 +23,7 @@ class Progress:
     Args:
         storage, folder: the run's.
         emit: the journal.
+        basis: digest of what else decides the values that trials report.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class Progress:
         storage: Storage,
         folder: str,
         emit: Callable[..., None],
+        basis: str = "",
     ):
+        self._digest = _digest(spec, objective, seed, basis)
         self.spec, self.objective, self.seed = spec, objective, seed
         self.storage, self.folder, self.emit = storage, folder, emit
         self.pauses = spec.scheduler == "pausing_asha"
@@ -48,12 +51,10 @@ class Progress:
     def prepare(self, num_fitting: int) -> None:
         """Take up what earlier attempts have left."""
         state = read_state(self.storage, self.folder)
-        check_same(state, self.spec, self.objective, self.seed, self.folder)
+        self._check_same(state)
         self.num_fitting = num_fitting
         self.num_slots = state.num_slots if state else num_fitting
-        self._state = state or SweepState(
-            digest=_digest(self.spec, self.objective, self.seed), num_slots=num_fitting
-        )
+        self._state = state or SweepState(digest=self._digest, num_slots=num_fitting)
         if state is None:
             write_state(self.storage, self.folder, self._state)
         if not self.pauses:
@@ -124,6 +125,25 @@ class Progress:
                 value=each.value,
             )
 
+    def earlier_result(self) -> SweepResult | None:
+        """The result that an earlier attempt has come to, if one has.
+
+        Raises:
+            SpecError: the folder holds another sweep.
+        """
+        self._check_same(read_state(self.storage, self.folder))
+        path = f"{self.folder}/{RESULT}"
+        if not self.storage.exists(path):
+            return None
+        return SweepResult.model_validate_json(self.storage.read_bytes(path))
+
+    def _check_same(self, state: SweepState | None) -> None:
+        if state is not None and state.digest != self._digest:
+            raise SpecError(
+                f"{self.folder} holds a sweep with another sweep section, objective, seed or data; "
+                "take another --run-id, or repeat the first options to go on with it"
+            )
+
     def result(self) -> SweepResult:
         trials = dict(sorted(self.records.trials.items()))
         mode = self.objective.mode
@@ -183,27 +203,13 @@ class Progress:
             self.schedule.end(trial, record.best(mode) if record.status == "SUCCEEDED" else None)
 
 
-def check_same(
-    state: SweepState | None, spec: SweepSpec, objective: Objective, seed: int, folder: str
-) -> None:
-    """See that a state found in storage is of this sweep.
-
-    Raises:
-        SpecError: it is of another one.
-    """
-    if state is not None and state.digest != _digest(spec, objective, seed):
-        raise SpecError(
-            f"{folder} holds a sweep with another sweep section, objective or seed; take another "
-            "--run-id, or repeat the first options to go on with it"
-        )
-
-
-def _digest(spec: SweepSpec, objective: Objective, seed: int) -> str:
+def _digest(spec: SweepSpec, objective: Objective, seed: int, basis: str) -> str:
     """sha256 of what decides the sweep's outcome."""
     elsewhere = {"cpus_per_trial", "gpus_per_trial"}
     parts = {
         "sweep": spec.model_dump(mode="json", exclude=elsewhere),
         "objective": objective.model_dump(mode="json"),
         "seed": seed,
+        "basis": basis,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

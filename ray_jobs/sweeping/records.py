@@ -68,6 +68,11 @@ def trial_folder(folder: str, trial: int) -> str:
     return f"{folder}/checkpoints/trials/{trial_id(trial)}"
 
 
+def checkpoints_folder(folder: str, trial: int) -> str:
+    """A trial's own checkpoints."""
+    return f"{trial_folder(folder, trial)}/checkpoints"
+
+
 def read_trial(storage: Storage, folder: str, trial: int) -> TrialRecord | None:
     """A trial's record, or None while there is none.
 

@@ -17,8 +17,8 @@ from ray_jobs.errors import PreflightError, RetryableError, Stopped
 from ray_jobs.result import Objective
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.storage import Storage
-from ray_jobs.sweeping.progress import Progress, check_same
-from ray_jobs.sweeping.records import RESULT, read_state
+from ray_jobs.sweeping.progress import Progress
+from ray_jobs.sweeping.records import RESULT
 from ray_jobs.sweeping.result import SweepResult
 from ray_jobs.sweeping.search import check_search
 from ray_jobs.sweeping.spec import SweepSpec
@@ -46,6 +46,7 @@ def run_sweep(
     resources: ResourceSpec,
     emit: Callable[..., None],
     stop_requested: Callable[[], bool] = lambda: False,
+    basis: str = "",
 ) -> SweepResult:
     """Run a sweep, or go on with one that was killed, or read one that is done.
 
@@ -63,6 +64,8 @@ def run_sweep(
             value), `trial_promoted` (trial, epoch, to_epoch, value), `trial_ended` (trial, status,
             reason, epoch, value, config) and `warning` (message).
         stop_requested: looked at once a second.
+        basis: digest of what else decides the values, such as the data; a sweep does not go on from
+            trials with another one.
 
     Raises:
         SpecError: the folder holds a sweep of another spec, or the search needs a package.
@@ -72,10 +75,10 @@ def run_sweep(
         Stopped: it was asked to stop.
     """
     check_search(spec)
-    if storage.exists(f"{folder}/{RESULT}"):
-        check_same(read_state(storage, folder), spec, objective, seed, folder)
-        return SweepResult.model_validate_json(storage.read_bytes(f"{folder}/{RESULT}"))
-    sweep = Progress(spec, objective, seed, storage, folder, emit)
+    sweep = Progress(spec, objective, seed, storage, folder, emit, basis)
+    earlier = sweep.earlier_result()
+    if earlier is not None:
+        return earlier
     with ray_runtime.session(resources):
         sweep.prepare(_fitting_trials(spec))
         if not sweep.is_over:

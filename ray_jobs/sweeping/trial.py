@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.storage import Storage
-from ray_jobs.sweeping.records import read_trial, trial_folder, trial_id
+from ray_jobs.sweeping.records import checkpoints_folder, read_trial, trial_id
 from ray_jobs.sweeping.rungs import Mode
 from ray_jobs.sweeping.search import Config
 
@@ -100,7 +100,7 @@ def train_trial_here(setting: TrialSetting, trial: int, train_trial: TrainTrial)
     context = TrialContext(
         trial_id=trial_id(trial),
         storage=storage,
-        folder=f"{trial_folder(setting.folder, trial)}/checkpoints",
+        folder=checkpoints_folder(setting.folder, trial),
         max_epochs=setting.max_epochs,
         rung_epochs=setting.rung_epochs,
         num_cpus=setting.num_cpus,

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import RetryableError
+from ray_jobs.events import read_events
 from ray_jobs.members import read_history
 from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
 from ray_jobs.run import REPORT, Run
+from ray_jobs.sweeping.records import RESULT as SWEEP
+from ray_jobs.sweeping.winner import as_trained, read_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +30,7 @@ ALIAS = "challenger"
 _LOGGED_FILES = (
     "spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json",
     "artifacts/classification_report.json", "artifacts/confusion_matrix.png",
-    "artifacts/misclassified.html",
+    "artifacts/misclassified.html", SWEEP, "sweep.html",
 )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
         _log_parent(client, parent_id, run, result)
         if result.ensemble is None:
             _log_only_model(client, parent_id, run, result.members[0])
+            _log_trials(client, experiment_id, parent_id, run)
         else:
             for member in result.members:
                 _log_member(client, experiment_id, parent_id, run, member)
@@ -113,7 +117,7 @@ def _create_run(
     started_at: datetime | None,
     tags: dict[str, str],
 ) -> str:
-    start_time = int(started_at.timestamp() * 1000) if started_at else None
+    start_time = _milliseconds(started_at)
     tags = {RUN_ID_TAG: run.run_id, "emberline.workload": run.spec.workload, **tags}
     created = client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=name)
     return created.info.run_id
@@ -166,7 +170,58 @@ def _log_member(
 def _log_only_model(client: MlflowClient, run_id: str, run: Run, member: MemberResult) -> None:
     """A job that trains one model keeps its curves and files in the run itself."""
     curves = _curves(read_history(run, member.name), member.started_at)
-    _log_batch(client, run_id, run.spec.hyperparameters(member.name), {}, curves)
+    params = as_trained(run).spec.hyperparameters(member.name)
+    _log_batch(client, run_id, params, {}, curves)
+
+
+def _log_trials(client: MlflowClient, experiment_id: str, parent_id: str, run: Run) -> None:
+    """A child for every trial of a sweep, with its hyperparameters and its objective by epoch."""
+    from mlflow.entities import Metric
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    sweep = read_sweep(run)
+    if sweep is None:
+        return
+    metric = sweep.objective.metric
+    times = _trial_times(run)
+    for trial in sweep.trials:
+        tags = {
+            MLFLOW_PARENT_RUN_ID: parent_id,
+            "emberline.trial": trial.id,
+            "emberline.trial_status": trial.status,
+            "emberline.winner": str(trial.id == sweep.winner).lower(),
+            **({"emberline.reason": trial.reason} if trial.reason else {}),
+        }
+        started, ended = times.get(trial.id, (None, None))
+        name = f"{run.run_id}-trial-{trial.id}"
+        run_id = _create_run(client, experiment_id, name, run, started, tags)
+        clock = _milliseconds(ended) or 0
+        curves = [
+            Metric(f"val.{metric}", value, clock, epoch)
+            for epoch, value in enumerate(trial.history, start=1)
+            if value is not None
+        ]
+        points = {"epochs": float(trial.epochs)}
+        if trial.best_value is not None:
+            points[f"best.val.{metric}"] = trial.best_value
+        _log_batch(client, run_id, trial.config, points, curves)
+        status = "FAILED" if trial.status == "FAILED" else "FINISHED"
+        client.set_terminated(run_id, status, _milliseconds(ended))
+
+
+def _trial_times(run: Run) -> dict[str, tuple[datetime, datetime]]:
+    """When each trial was first and last heard of."""
+    times: dict[str, tuple[datetime, datetime]] = {}
+    for event in read_events(run.storage, run.folder):
+        if event["event"].startswith("trial_"):
+            at = datetime.fromisoformat(event["time"])
+            first, _ = times.get(event["trial"], (at, at))
+            times[event["trial"]] = (first, at)
+    return times
+
+
+def _milliseconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)
 
 
 def _log_model(

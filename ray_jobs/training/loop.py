@@ -36,8 +36,9 @@ def fit(
 ) -> FitReport:
     """Train `network` in place and leave it with the weights of its best epoch.
 
-    With `context.checkpoints` a run that was cut off goes on from its last checkpoint. In a process
-    group every worker calls this; the first one writes and reports.
+    With `context.checkpoints` a run that was cut off goes on from its last checkpoint, and
+    `context.on_epoch` hears of the epochs before it again. In a process group every worker calls
+    this; the first one writes and reports.
 
     Args:
         network: on its device.
@@ -115,12 +116,16 @@ class _Loop:
         num_trained = self._num_used - num_before
         self._stepper.samples.check()
         self._end_epoch(started, num_trained / trained_s if trained_s else 0.0)
-        if self._is_over or time.monotonic() - self._saved_at > MIN_CHECKPOINT_INTERVAL_S:
+        if self._is_epoch_kept():
             self._save()
+        self._context.on_epoch(self._history[-1])
 
-    @property
-    def _is_over(self) -> bool:
-        return self._epoch > self._learning.epochs or self._stopping.should_stop
+    def _is_epoch_kept(self) -> bool:
+        """Whether the epoch that has just ended gets a checkpoint."""
+        is_over = self._epoch > self._learning.epochs or self._stopping.should_stop
+        is_asked = self._history[-1]["epoch"] in self._context.kept_epochs
+        elapsed_s = time.monotonic() - self._saved_at
+        return is_over or is_asked or elapsed_s > MIN_CHECKPOINT_INTERVAL_S
 
     # The end of an epoch
 
@@ -236,6 +241,8 @@ class _Loop:
         if checkpoint.best is not None and self._stopping.best_epoch is not None:
             self._best = (self._stopping.best_epoch, checkpoint.best)
         self._emit("resumed", epoch=self._epoch, batch=self._batch, name=checkpoint.name)
+        for entry in self._history:
+            self._context.on_epoch(entry)
 
     # Telling
 

@@ -10,6 +10,7 @@ from ray_jobs.workloads.base import Workload
 _MODULES = {
     "fire": "ray_jobs.workloads.fire",
     "waste": "ray_jobs.workloads.waste",
+    "gcode": "ray_jobs.workloads.gcode",
 }
 NAMES = tuple(_MODULES)
 

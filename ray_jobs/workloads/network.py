@@ -6,10 +6,16 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import model_validator
 
 from ray_jobs.result import DataSummary, JobResult
+from ray_jobs.sections import JobSpec
 from ray_jobs.storage import Storage
+from ray_jobs.sweeping.space import check_space
+from ray_jobs.sweeping.spec import SweepSpec
+from ray_jobs.training.spec import TrainSpec
 from ray_jobs.workloads.base import Workload
 
 if TYPE_CHECKING:
@@ -23,8 +29,52 @@ VAL, TEST = "artifacts/predictions-val.parquet", "artifacts/predictions-test.par
 P = TypeVar("P")
 
 
+class NetworkSpec(JobSpec):
+    """The job description of one network, and of a sweep over its hyperparameters."""
+
+    # What trials may differ in; other sections would need other data, or another yardstick.
+    SWEPT: ClassVar[tuple[str, ...]] = ("model", "train")
+    TRAINED_BY: ClassVar[tuple[str, ...]] = ("model", "train", "objective", "seed")
+
+    train: TrainSpec
+    sweep: SweepSpec | None = None  # absent from a run that trains without one
+
+    @model_validator(mode="after")
+    def _sweep_fits(self) -> NetworkSpec:
+        if self.sweep is None:
+            return self
+        metric = self.objective.metric
+        if self.sweep.metric not in (None, metric):
+            raise ValueError(
+                f"sweep.metric is {self.sweep.metric}, but objective.metric is {metric}, which "
+                "early stopping, checkpoints, the sweep and the gate all read; leave sweep.metric "
+                "out"
+            )
+        if "train.epochs" in self.sweep.space:
+            raise ValueError(
+                "sweep.space has train.epochs, but how long a trial trains is what the sweep "
+                "decides; set sweep.max_epochs"
+            )
+        check_space(self.sweep.space, {name: getattr(self, name) for name in self.SWEPT})
+        return self
+
+    @property
+    def sweeps(self) -> bool:
+        return self.sweep is not None
+
+    def families(self) -> dict[str, str]:
+        return {MODEL: self.workload}
+
+    def hyperparameters(self, member: str) -> dict[str, Any]:
+        return {
+            f"{name}.{key}": value
+            for name in self.SWEPT
+            for key, value in getattr(self, name).model_dump(mode="json").items()
+        }
+
+
 class NetworkWorkload(Workload):
-    """Prepare, check everything once, train, test once, register."""
+    """Prepare, check everything once, sweep if asked, train, test once, register."""
 
     stops_when_asked = True
 
@@ -49,6 +99,10 @@ class NetworkWorkload(Workload):
 
         prepare(run)
         preflight(run)
+        if run.spec.sweeps:
+            from ray_jobs.sweep import sweep
+
+            sweep(run)
         fit(run)
         evaluate(run)
         register(run)

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ray_jobs.data.images.spec import ImageDataSpec
 from ray_jobs.models.image_classifier import ImageModelSpec
 from ray_jobs.result import DataSummary, JobResult, MemberResult
-from ray_jobs.sections import JobSpec
 from ray_jobs.storage import Storage
-from ray_jobs.training.spec import TrainSpec
 from ray_jobs.workloads.base import ModelForm
-from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkWorkload
+from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkSpec, NetworkWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from ray_jobs.training.image_classification import ImageClassification
 
 
-class WasteSpec(JobSpec):
+class WasteSpec(NetworkSpec):
     """The job description of a classifier of pictures."""
 
     METRICS: ClassVar[Mapping[str, Literal["max", "min"]]] = {
@@ -35,16 +33,9 @@ class WasteSpec(JobSpec):
 
     data: ImageDataSpec = ImageDataSpec()
     model: ImageModelSpec
-    train: TrainSpec
 
     def families(self) -> dict[str, str]:
         return {MODEL: "timm"}
-
-    def hyperparameters(self, member: str) -> dict[str, Any]:
-        flat = {f"model.{key}": value for key, value in self.model.model_dump(mode="json").items()}
-        return flat | {
-            f"train.{key}": value for key, value in self.train.model_dump(mode="json").items()
-        }
 
 
 class Waste(NetworkWorkload):

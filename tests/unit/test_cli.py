@@ -38,7 +38,7 @@ def table(path: Path, text: str) -> str:
         (
             ["run", "fier"],
             2,
-            "error: no workload 'fier'; there is fire, waste (did you mean 'fire'?)\n",
+            "error: no workload 'fier'; there is fire, waste, gcode (did you mean 'fire'?)\n",
         ),
         (["run", "fire", "--set", "sed=1"], 2, "error: --set: sed: unknown key; the top level has"),
         (["run", "fire", "--config", "x.yaml"], 2, "error: x.yaml: no such file"),

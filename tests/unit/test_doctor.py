@@ -82,7 +82,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_workload_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no workload 'wast'; there is fire, waste"):
+    with pytest.raises(SpecError, match="no workload 'wast'; there is fire, waste, gcode"):
         doctor.examine(str(tmp_path), "wast")
 
 

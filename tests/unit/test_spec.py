@@ -107,7 +107,8 @@ def test_every_fault_is_told_at_once() -> None:
 
 def test_unknown_workload_names_the_known_ones() -> None:
     with pytest.raises(
-        SpecError, match=r"no workload 'fier'; there is fire, waste \(did you mean 'fire'\?\)"
+        SpecError,
+        match=r"no workload 'fier'; there is fire, waste, gcode \(did you mean 'fire'\?\)",
     ):
         load_spec("fier")
 
@@ -212,3 +213,32 @@ def test_a_wrong_key_of_pictures_is_explained(override: str, expected: str) -> N
     with pytest.raises(SpecError) as raised:
         load_spec("waste", overrides=[override])
     assert str(raised.value).startswith(expected)
+
+
+def test_what_a_sweep_tries_is_set_key_by_key() -> None:
+    spec = load_spec(
+        "gcode",
+        overrides=[
+            "sweep.space.model.hidden_dim={values: [16, 32]}",
+            "sweep.space.train.learning_rate.low=1.0e-4",
+            "sweep.space.model.num_layers=null",
+        ],
+        sweeps=True,
+    )
+    assert spec.sweep.space["model.hidden_dim"].values == [16, 32]
+    assert spec.sweep.space["train.learning_rate"].low == 1e-4
+    assert spec.sweep.space["train.learning_rate"].log
+    assert "model.num_layers" not in spec.sweep.space
+    with pytest.raises(SpecError, match=r"--set: .*sweep\.space.*train\.learning_rat"):
+        load_spec("gcode", overrides=["sweep.space.train.learning_rat.low=1"], sweeps=True)
+
+
+def test_a_description_is_swept_only_when_asked() -> None:
+    assert load_spec("gcode").sweep is None
+    assert load_spec("gcode", sweeps=True).sweeps
+    with pytest.raises(SpecError, match="fire cannot be swept; waste and gcode can"):
+        load_spec("fire", sweeps=True)
+    with pytest.raises(SpecError, match="waste.yaml: sweep: this key is required; say what to try"):
+        load_spec("waste", sweeps=True)
+    with pytest.raises(SpecError, match="--set sweep.num_trials: it belongs to emberline sweep"):
+        load_spec("gcode", overrides=["sweep.num_trials=3"])

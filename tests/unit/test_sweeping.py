@@ -151,7 +151,6 @@ def test_tpe_without_optuna_is_refused() -> None:
 
 
 def test_tpe_goes_where_the_best_trials_were() -> None:
-    pytest.importorskip("optuna")
     space = {
         "a.x": Distribution(low=0.0, high=1.0),
         "a.y": Distribution(values=["left", "right"]),
@@ -164,10 +163,10 @@ def test_tpe_goes_where_the_best_trials_were() -> None:
 
     seen = [observe(trial) for trial in range(40)]
     proposals = [
-        propose_tpe(space, seen, seed=1, trial=trial, mode="max") for trial in range(40, 60)
+        propose_tpe(space, seen, seed=1, trial=trial, mode="max") for trial in range(40, 80)
     ]
     assert proposals[0] == propose_tpe(space, seen, seed=1, trial=40, mode="max")
-    assert sum(float(each["a.x"]) > 0.7 for each in proposals) > 12  # 6 by chance
+    assert sum(float(each["a.x"]) > 0.7 for each in proposals) > 20  # 12 by chance
 
 
 def test_asha_as_in_the_paper() -> None:

@@ -1,0 +1,30 @@
+"""Read the machine logs of a run."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def read_logs(spec: str, run_id: str, dataset: dsl.Output[dsl.Dataset]) -> str:
+    """Make the run and its dataset of windows; returns the run's URI.
+
+    Args:
+        spec: the resolved job description, YAML.
+        run_id: of a new run, or of one to take up again.
+    """
+    import yaml
+
+    from ray_jobs.prepare import prepare
+    from ray_jobs.run import Run
+    from ray_jobs.spec import parse_spec
+
+    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
+    summary = prepare(this)
+    dataset.uri = f"{this.storage.uri}/{summary.path}"
+    dataset.metadata["digest"] = summary.digest
+    for split, part in summary.splits.items():
+        dataset.metadata[f"{split}_windows"] = part.num_rows
+    leaks = [leak.column for leak in summary.leakage.columns if leak.refused]
+    dataset.metadata["columns left out as leaks"] = ", ".join(leaks)
+    return this.uri
