@@ -120,10 +120,12 @@ def compare(storage: str, run_ids: list[str]) -> Comparison:
         JobFailed: a run has not ended, or its result cannot be read.
     """
     from ray_jobs.run import flatten
+    from ray_jobs.sweeping.winner import as_trained
 
     runs = [find_run(storage, run_id) for run_id in run_ids]
     results = [_result(run) for run in runs]
-    specs = [flatten(run.spec.model_dump(mode="json", exclude={"storage"})) for run in runs]
+    trained = [as_trained(run) for run in runs]  # a sweep stands for its winner
+    specs = [flatten(run.spec.model_dump(mode="json", exclude={"storage"})) for run in trained]
     keys = sorted(set().union(*specs))
     columns = {key: [spec.get(key) for spec in specs] for key in keys}
     differing = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from ray_jobs.sections import Section
 
 # A busy machine is no fault of the code. In CI the examples are the same each time, so that a
 # commit is judged by what it changed; elsewhere they are new ones.
@@ -55,6 +58,35 @@ SMALL_WASTE = (
     "train.epochs=3",
     "train.batch_size=16",
 )
+
+
+# A tiny decoder of G-code, trained on simulated runs in seconds, and a sweep of six of them.
+SMALL_GCODE = (
+    "data.runs=12",
+    "data.stride=8",
+    "model.hidden_dim=32",
+    "model.num_heads=4",
+    "model.num_layers=1",
+    "train.epochs=3",
+)
+SMALL_SWEEP = (
+    *SMALL_GCODE,
+    "sweep.num_trials=6",
+    "sweep.max_epochs=4",
+    "sweep.grace_epochs=1",
+    "sweep.space.model.hidden_dim={values: [16, 32]}",
+    "sweep.space.model.num_heads={values: [2, 4]}",
+    "sweep.space.model.num_layers=null",
+)
+
+
+def assert_names_keys(advice: str, spec: Section) -> None:
+    """What an advice names is there to be set."""
+    named = re.findall(r"\b(?:data|model|train)\.\w+", advice)
+    assert named
+    for key in named:
+        section, name = key.split(".")
+        assert name in type(getattr(spec, section)).model_fields, key
 
 
 def arguments(*overrides: str) -> list[str]:

@@ -238,7 +238,9 @@ def test_a_description_is_swept_only_when_asked() -> None:
     assert load_spec("gcode", sweeps=True).sweeps
     with pytest.raises(SpecError, match="fire cannot be swept; waste and gcode can"):
         load_spec("fire", sweeps=True)
-    with pytest.raises(SpecError, match="waste.yaml: sweep: this key is required; say what to try"):
+    with pytest.raises(
+        SpecError, match=r"waste\.yaml: sweep: this key is required; say what"
+    ):
         load_spec("waste", sweeps=True)
-    with pytest.raises(SpecError, match="--set sweep.num_trials: it belongs to emberline sweep"):
+    with pytest.raises(SpecError, match=r"--set sweep\.num_trials: it belongs to emberline sweep"):
         load_spec("gcode", overrides=["sweep.num_trials=3"])
