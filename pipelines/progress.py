@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from rich.markup import escape
 
 from ray_jobs.events import read_events
 from ray_jobs.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.table import Table
 
 _REDRAW_INTERVAL_S = 0.5
 _STEPS = {
     "prepare": "preparing data",
     "preflight": "checking everything once",
+    "sweep": "sweeping",
     "train": "training",
     "ensemble": "combining members",
     "evaluate": "reading the test split",
@@ -25,41 +33,30 @@ _STEPS = {
 _STYLES = {"PENDING": "dim", "RUNNING": "cyan", "SUCCEEDED": "green", "FAILED": "red"}
 
 
-@dataclass
-class _MemberState:
-    status: str = "PENDING"
-    started_at: float | None = None
-    seconds: float | None = None
-    epoch: int | None = None
-    num_epochs: int | None = None
-    value: float | None = None
-    best: float | None = None
-    patience: str = ""
-    reason: str = ""
-
-
-class Progress:
+class Display(ABC):
     """Follows a run's events. Use as a context manager and call `poll()` often."""
 
     def __init__(self, run: Run, console: Console):
-        from rich.live import Live
-
         self._run = run
         self._console = console
         self._metric = run.spec.objective.metric
-        self._members = {name: _MemberState() for name in run.spec.families()}
         self._step = "starting"
-        self._num_seen = len(read_events(run.storage, run.folder))  # of an earlier attempt
+        self._earlier = read_events(run.storage, run.folder)  # of an earlier attempt
+        self._num_seen = len(self._earlier)
         self._started_at = time.monotonic()
         self._polled_at = 0.0
-        self._live = (
-            Live(self._table(), console=console, transient=True, refresh_per_second=4)
-            if console.is_terminal
-            else None
-        )
+        self._live: Live | None = None
+        self._spinner: Spinner | None = None
 
     def __enter__(self) -> Self:
-        if self._live:
+        if self._console.is_terminal:
+            from rich.live import Live
+            from rich.spinner import Spinner
+
+            self._spinner = Spinner("dots")
+            self._live = Live(
+                self._screen(), console=self._console, transient=True, refresh_per_second=4
+            )
             self._live.start()
         return self
 
@@ -83,7 +80,15 @@ class Progress:
             self._take(event)
         self._num_seen = len(events)
         if self._live:
-            self._live.update(self._table())
+            self._live.update(self._screen())
+
+    @abstractmethod
+    def _table(self) -> RenderableType:
+        """What stands below the title and the step."""
+
+    def _summary(self) -> str:
+        """A line below the title, if there is something to sum up."""
+        return ""
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -93,9 +98,58 @@ class Progress:
             share = f"{event['done']:,} of {event['total']:,} {event['unit']}"
             self._step = f"{_STEPS.get(event['step'], event['step'])}: {share}"
         elif kind == "warning":
-            self._note(f"[yellow]warning:[/] {event['message']}")
-        elif kind in ("member_started", "member_ended", "epoch"):
+            whose = f"trial {event['trial']}: " if "trial" in event else ""
+            self._note(f"[yellow]warning:[/] {whose}{escape(event['message'])}")
+
+    def _say(self, step: str, detail: str = "") -> None:
+        """Tell the step, and off a terminal also a detail."""
+        new = step != self._step
+        self._step = step
+        if not self._live and (new or detail):
+            self._note(detail or step)
+
+    def _note(self, text: str) -> None:
+        elapsed = time.monotonic() - self._started_at
+        # On a terminal the words of a long line wrap whole; elsewhere it stays one line.
+        self._console.print(
+            f"[dim]{elapsed:6.1f} s[/]  {text}", highlight=False, soft_wrap=self._live is None
+        )
+
+    def _screen(self) -> RenderableType:
+        from rich.console import Group
+
+        assert self._spinner is not None
+        self._spinner.update(text=f" {self._step}")
+        elapsed = time.monotonic() - self._started_at
+        title = f"[bold]{self._run.spec.workload}[/] {self._run.run_id}  [dim]{elapsed:.0f} s[/]"
+        summary = self._summary()
+        return Group(title, *([summary] if summary else []), self._spinner, self._table())
+
+
+@dataclass
+class _MemberState:
+    status: str = "PENDING"
+    started_at: float | None = None
+    seconds: float | None = None
+    epoch: int | None = None
+    num_epochs: int | None = None
+    value: float | None = None
+    best: float | None = None
+    patience: str = ""
+
+
+class Progress(Display):
+    """The members of a run that trains."""
+
+    def __init__(self, run: Run, console: Console):
+        super().__init__(run, console)
+        self._members = {name: _MemberState() for name in run.spec.families()}
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("member_started", "member_ended", "epoch"):
             self._take_member(self._members[event["member"]], event)
+        else:
+            super()._take(event)
 
     def _take_member(self, member: _MemberState, event: dict[str, Any]) -> None:
         name = event["member"]
@@ -111,35 +165,16 @@ class Progress:
             member.best, member.patience = event.get("best"), event.get("patience", "")
             if len(self._members) == 1:
                 self._step = "training"
-                self._note(_epoch_line(event, self._metric))
+                self._note(epoch_line(event, self._metric))
         else:
             member.status, member.seconds = event["status"], event.get("seconds")
-            member.reason = event.get("reason") or ""
             final = (event.get("metrics") or {}).get(self._metric)
             member.best = final if final is not None else member.best
-            outcome = f"{self._metric} {_number(final)}" if final is not None else member.reason
-            seconds = f" in {member.seconds:.1f} s" if member.seconds is not None else ""
-            self._say(self._step, detail=f"{name}: {member.status.lower()}{seconds}, {outcome}")
+            self._say(self._step, detail=f"{name}: {ending_line(event, self._metric)}")
 
-    def _say(self, step: str, detail: str = "") -> None:
-        new = step != self._step
-        self._step = step
-        if not self._live and (new or detail):
-            self._note(detail or step)
-
-    def _note(self, text: str) -> None:
-        elapsed = time.monotonic() - self._started_at
-        self._console.print(f"[dim]{elapsed:6.1f} s[/]  {text}", highlight=False)
-
-    def _table(self) -> RenderableType:
-        from rich.console import Group
-        from rich.spinner import Spinner
-        from rich.table import Table
-
-        elapsed = time.monotonic() - self._started_at
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for column in ("member", "status", "epoch", f"val {self._metric}", "best", "patience", ""):
-            table.add_column(column, justify="left" if column in ("member", "status") else "right")
+    def _table(self) -> Table:
+        left, *right = ("status", "epoch", f"val {self._metric}", "best", "patience", "")
+        table = new_table(left=("member", left), right=right)
         for name, member in self._members.items():
             seconds = member.seconds
             if seconds is None and member.started_at is not None:
@@ -148,33 +183,61 @@ class Progress:
                 name,
                 f"[{_STYLES[member.status]}]{member.status.lower()}[/]",
                 f"{member.epoch}/{member.num_epochs}" if member.epoch else "",
-                _number(member.value),
-                _number(member.best),
+                number(member.value),
+                number(member.best),
                 member.patience,
                 f"{seconds:.0f} s" if seconds is not None else "",
             )
-        title = f"[bold]{self._run.spec.workload}[/] {self._run.run_id}  [dim]{elapsed:.0f} s[/]"
-        return Group(title, Spinner("dots", text=f" {self._step}"), table)
+        return table
 
 
-def _epoch_line(event: dict[str, Any], metric: str) -> str:
+def new_table(*, left: tuple[str, ...], right: list[str], gap: int = 3) -> Table:
+    """A table without rules, its first columns aligned left and its others right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for column in left:
+        table.add_column(column, no_wrap=True)
+    for column in right:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def epoch_line(event: Mapping[str, Any], metric: str) -> str:
     """All that there is to know of an epoch, in one line."""
     parts = [f"epoch {event['epoch']}/{event['num_epochs']}"]
-    parts.append("train " + _pairs(event.get("train", {})))
-    parts.append("val " + _pairs({k.removeprefix("val_"): v for k, v in event["metrics"].items()}))
+    if event.get("train"):
+        parts.append(f"[bold]train[/] {_pairs(event['train'])}")
+    if event["metrics"]:
+        shown = {name.removeprefix("val_"): value for name, value in event["metrics"].items()}
+        parts.append(f"[bold]val[/] {_pairs(shown)}")
     best = event.get("best")
-    parts.append("best " + ("—" if best is None else _pairs({metric: best})))
-    parts.append(f"patience {event.get('patience', '')}")
-    parts.append(f"lr {event['learning_rate']:.2e}")
-    parts.append(f"{event['samples_per_second']:,.0f}/s")
+    parts.append(f"[bold]best[/] {metric} {'—' if best is None else f'{best:.3f}'}")
+    if event.get("patience"):
+        parts.append(f"patience {event['patience']}")
+    if event.get("learning_rate") is not None:
+        parts.append(f"lr {event['learning_rate']:.2e}")
+    if event.get("samples_per_second") is not None:
+        parts.append(f"{event['samples_per_second']:,.0f}/s")
     if event.get("num_skipped_batches"):
         parts.append(f"[yellow]{event['num_skipped_batches']} skipped[/]")
     return "  ".join(parts)
 
 
-def _pairs(values: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
+def ending_line(event: Mapping[str, Any], metric: str) -> str:
+    """How a member ended, when, and what it came to."""
+    final = (event.get("metrics") or {}).get(metric)
+    outcome = f"{metric} {number(final)}" if final is not None else event.get("reason") or ""
+    seconds = f" in {event['seconds']:.1f} s" if event.get("seconds") is not None else ""
+    return f"{event['status'].lower()}{seconds}, {escape(outcome)}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def _pairs(values: Mapping[str, float]) -> str:
+    """Names and values; several accuracies, as of several heads, by their heads' names."""
+    num_accuracies = sum(name.endswith("_acc") for name in values)
+    names = {name: name.removesuffix("_acc") if num_accuracies > 1 else name for name in values}
+    return " ".join(f"[dim]{names[name]}[/] {value:.3f}" for name, value in values.items())

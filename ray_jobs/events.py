@@ -9,6 +9,7 @@ Every event has `time` (UTC, ISO 8601), `step` and `event`; the rest depends on 
     left_out (ids, reasons)   skipped (ids, reason)     samples and steps that were not learned from
     checkpoint, resumed (epoch, batch, name)            preflight (checks)
     trial_started, trial_epoch, trial_paused, trial_promoted, trial_resumed, trial_ended (trial)
+    sweep_ended (winner, num_epochs)
     warning (message)
 """
 

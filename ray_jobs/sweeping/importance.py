@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ray_jobs.sweeping.records import TrialRecord
 from ray_jobs.sweeping.result import SweepResult
-from ray_jobs.sweeping.search import Space, _for_optuna
+from ray_jobs.sweeping.search import Space, for_optuna
 
 MIN_TRIALS = 8  # a forest of fewer says nothing
 
@@ -40,8 +40,8 @@ def assess_importance(sweep: SweepResult, space: Space) -> Importance:
     varied = sorted(key for key in space if len({configs[trial][key] for trial in values}) > 1)
     if len(values) < MIN_TRIALS:
         return Importance(
-            why_absent=f"{len(values)} of the {len(configs)} trials have a value at the first rung;"
-            f" with fewer than {MIN_TRIALS} there is nothing to go by."
+            why_absent=f"Trials with a value at the first rung: {len(values)} of {len(configs)}; "
+            f"with fewer than {MIN_TRIALS} there is nothing to go by."
         )
     if len(set(values.values())) == 1:
         return Importance(why_absent="All trials have the same value at the first rung.")
@@ -55,7 +55,7 @@ def assess_importance(sweep: SweepResult, space: Space) -> Importance:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "maximize" if sweep.objective.mode == "max" else "minimize"
     study = optuna.create_study(direction=direction)
-    distributions = {key: _for_optuna(space[key]) for key in varied}
+    distributions = {key: for_optuna(space[key]) for key in varied}
     for trial, value in values.items():
         params = {key: configs[trial][key] for key in varied}
         study.add_trial(

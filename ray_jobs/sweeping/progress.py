@@ -11,7 +11,7 @@ from ray_jobs.result import Objective
 from ray_jobs.storage import Storage
 from ray_jobs.sweeping.records import RESULT, Records, SweepState, read_state, trial_id, write_state
 from ray_jobs.sweeping.result import SweepResult, find_winner, promotion_result, trial_result
-from ray_jobs.sweeping.rungs import Rungs, rung_epochs
+from ray_jobs.sweeping.rungs import Rungs, rungs_of
 from ray_jobs.sweeping.schedule import Schedule
 from ray_jobs.sweeping.search import Config, Observation, propose, propose_tpe
 from ray_jobs.sweeping.spec import SweepSpec
@@ -40,11 +40,7 @@ class Progress:
         self.spec, self.objective, self.seed = spec, objective, seed
         self.storage, self.folder, self.emit = storage, folder, emit
         self.pauses = spec.scheduler == "pausing_asha"
-        self.rung_epochs = (
-            [spec.max_epochs]
-            if spec.scheduler == "none"
-            else rung_epochs(spec.grace_epochs, spec.max_epochs, spec.reduction_factor)
-        )
+        self.rung_epochs = rungs_of(spec)
         self.rungs = Rungs(self.rung_epochs, spec.reduction_factor, objective.mode)
         self.records = Records(storage, folder, spec.num_trials, self._propose)
 

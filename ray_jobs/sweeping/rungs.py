@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_jobs.sweeping.spec import SweepSpec
+
 Mode = Literal["max", "min"]
 Score = Annotated[float, Field(allow_inf_nan=False)] | None  # None: the trial failed
 
@@ -30,6 +32,13 @@ def rung_epochs(grace_epochs: int, max_epochs: int, reduction_factor: int) -> li
         epochs.append(level)
         level *= reduction_factor
     return [*epochs, max_epochs]
+
+
+def rungs_of(spec: SweepSpec) -> list[int]:
+    """The rungs of a sweep; without a scheduler there is the last alone."""
+    if spec.scheduler == "none":
+        return [spec.max_epochs]
+    return rung_epochs(spec.grace_epochs, spec.max_epochs, spec.reduction_factor)
 
 
 class Rungs:

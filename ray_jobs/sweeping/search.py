@@ -70,7 +70,7 @@ def propose_tpe(
         direction="maximize" if mode == "max" else "minimize",
         sampler=optuna.samplers.TPESampler(seed=int(stream), n_startup_trials=_NUM_RANDOM),
     )
-    distributions = {key: _for_optuna(space[key]) for key in sorted(space)}
+    distributions = {key: for_optuna(space[key]) for key in sorted(space)}
     states = optuna.trial.TrialState
     for seen in observations:  # Optuna ranks parked trials by how far they came, then by value
         study.add_trial(
@@ -100,7 +100,7 @@ def _draw(distribution: Distribution, generator: np.random.Generator) -> Value:
     return round(kept) if distribution.integer else kept
 
 
-def _for_optuna(distribution: Distribution) -> BaseDistribution:
+def for_optuna(distribution: Distribution) -> BaseDistribution:
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,

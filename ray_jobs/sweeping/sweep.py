@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ray_jobs import ray_runtime
-from ray_jobs.errors import PreflightError, RetryableError, Stopped
+from ray_jobs.errors import RetryableError, Stopped
 from ray_jobs.result import Objective
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.storage import Storage
+from ray_jobs.sweeping.budget import trials_side_by_side
 from ray_jobs.sweeping.progress import Progress
 from ray_jobs.sweeping.records import RESULT
 from ray_jobs.sweeping.result import SweepResult
@@ -194,14 +195,4 @@ def _fitting_trials(spec: SweepSpec) -> int:
     import ray
 
     there = ray.cluster_resources()
-    needs = {"CPU": spec.cpus_per_trial, "GPU": spec.gpus_per_trial}
-    fitting = []
-    for name, need in needs.items():
-        if need:
-            fitting.append(int(there.get(name, 0.0) / need + 1e-9))
-            if not fitting[-1]:
-                raise PreflightError(
-                    f"a trial asks for {need:g} {name} and Ray has {there.get(name, 0.0):g}; lower "
-                    f"sweep.{name.lower()}s_per_trial"
-                )
-    return min([*fitting, spec.max_concurrent_trials or spec.num_trials, spec.num_trials])
+    return trials_side_by_side(spec, num_cpus=there.get("CPU", 0.0), num_gpus=there.get("GPU", 0.0))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ray_jobs.errors import JobFailed, Stopped
 from ray_jobs.result import Objective
+from ray_jobs.storage import Storage
 from ray_jobs.training import loop
 from ray_jobs.training.batch import Batch
+from ray_jobs.training.checkpoints import CheckpointStore
 from ray_jobs.training.spec import CheckpointSpec, GuardSpec
 from tests import toy_training as toy
 
@@ -250,11 +252,8 @@ def test_memory_that_does_not_hold_one_sample_ends_the_run_with_advice() -> None
         return toy.mean_squared_error(model, batch)
 
     with pytest.raises(JobFailed) as failed:
-        toy.train(loss=loss)
-    assert str(failed.value) == (
-        "memory ran out with a single sample; take a smaller model or model.image_size, "
-        "train.precision=bf16 or model.gradient_checkpointing=true"
-    )
+        toy.train(loss=loss, less_memory="take a smaller data.window")
+    assert str(failed.value) == ("memory ran out with a single sample; take a smaller data.window")
 
 
 def test_another_error_of_the_network_is_not_taken_for_memory() -> None:
@@ -554,3 +553,24 @@ def test_frozen_weights_stay_as_they_are() -> None:
     trained = toy.train(model=model)
     assert np.array_equal(trained.weights["0.weight"], before["0.weight"])
     assert not np.array_equal(trained.weights["4.weight"], before["4.weight"])
+
+
+def test_an_epoch_is_told_after_its_checkpoint_and_again_when_a_fit_goes_on(tmp_path: Path) -> None:
+    """As a trial of a sweep needs it: parked within the call, it is taken up after that epoch."""
+    store = CheckpointStore(Storage(tmp_path), "checkpoints", lambda event, **fields: None)
+    told: list[tuple[int, int]] = []
+
+    def on_epoch(entry: dict[str, Any]) -> None:
+        checkpoint = store.load()
+        told.append((entry["epoch"], checkpoint.state["epoch"] - 1 if checkpoint else 0))
+        if len(told) == 2:
+            raise toy.Killed
+
+    hooks = {"checkpoints": store, "kept_epochs": frozenset({2}), "on_epoch": on_epoch}
+    changes: dict[str, Any] = {"checkpoint": CheckpointSpec(every_minutes=None)}
+    with pytest.raises(toy.Killed):
+        toy.train(context_changes=hooks, **changes)
+    assert told == [(1, 0), (2, 2)]  # nothing is written of an epoch that is not asked for
+    went_on = toy.train(context_changes=hooks, **changes)
+    assert [epoch for epoch, _ in told[2:]] == [1, 2, 3, 4]
+    toy.assert_same(went_on.weights, toy.train(**changes).weights)
