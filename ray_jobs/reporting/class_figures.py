@@ -42,17 +42,21 @@ def top_label_figure(result: JobResult, test: ClassPredictions) -> Figure:
 
 
 def confusion_heatmap(test: ClassPredictions) -> Markup | None:
-    """Confusion matrix, each row shaded by its shares; None if too many classes take part.
+    """Confusion matrix of test, as `matrix_heatmap` draws it."""
+    return matrix_heatmap(confusion_matrix(test.y, test.p), test.classes)
+
+
+def matrix_heatmap(matrix: Counts, classes: Sequence[str]) -> Markup | None:
+    """A confusion matrix [C, C], each row shaded by its shares; None if too many classes take part.
 
     Rows are the classes that stand in test. Columns are the same, then those only named.
     """
-    matrix = confusion_matrix(test.y, test.p)
     rows = np.flatnonzero(matrix.sum(axis=1))
     columns = np.r_[rows, np.setdiff1d(np.flatnonzero(matrix.sum(axis=0)), rows)]
     if len(columns) > MAX_DRAWN:
         return None
     cells = matrix[np.ix_(rows, columns)]
-    names = [test.classes[index] for index in columns]
+    names = [classes[index] for index in columns]
     size = int(np.clip(_PLOT // len(columns), *_CELL_SIZES))
     # Names stand slanted above the columns, and run out beyond the last one.
     longest = _LETTER * max(len(_shorten(name)) for name in names)
@@ -76,10 +80,10 @@ def _name_axes(
     svg: Element, names: Sequence[str], num_rows: int, *, left: float, top: float, size: int
 ) -> None:
     middle = top + size * num_rows / 2
-    true = charts.add_text(svg, 0, 0, "True class", anchor="middle", css="axis-label")
+    true = charts.add_text(svg, 0, 0, "True", anchor="middle", css="axis-label")
     true.set("transform", f"translate(12 {middle:.1f}) rotate(-90)")
     charts.add_text(
-        svg, left + size * len(names) / 2, 13, "Named class", anchor="middle", css="axis-label"
+        svg, left + size * len(names) / 2, 13, "Named", anchor="middle", css="axis-label"
     )
     for index, name in enumerate(names):
         if index < num_rows:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_jobs.class_predictions import ClassPredictions
 from ray_jobs.multiclass import class_scores, confusion_matrix, multiclass_metrics, worst_classes
-from ray_jobs.reporting import class_figures, class_tables, figures, mistakes
+from ray_jobs.reporting import class_figures, class_tables, figures, mistakes, tables
 from ray_jobs.reporting.report import common_parts, fill
 from ray_jobs.reporting.verdict import assess
 from ray_jobs.result import JobResult
@@ -42,7 +42,7 @@ def render_class_report(
         "class_report.html.j2",
         ["report.css", "class_report.css"],
         **common_parts(result, spec_yaml),
-        verdict=assess(result, warnings=_warnings(result)),
+        verdict=assess(result, warnings=tables.warnings(result)),
         class_table=class_tables.class_table(result),
         heatmap=class_figures.confusion_heatmap(test) if test else None,
         max_drawn=class_figures.MAX_DRAWN,
@@ -56,13 +56,6 @@ def render_class_report(
         healthy_share=class_tables.HEALTHY_SHARE,
         bad_share=class_tables.BAD_SHARE,
     )
-
-
-def _warnings(result: JobResult) -> list[str]:
-    """What the run, its data and its models warned of, each thing once."""
-    data = result.data.warnings if result.data else []
-    members = [warning for member in result.members for warning in member.warnings]
-    return list(dict.fromkeys([*result.warnings, *data, *members]))
 
 
 def write_class_artifacts(

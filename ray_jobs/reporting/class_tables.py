@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from ray_jobs.class_predictions import ClassPredictions
 from ray_jobs.multiclass import confusion_matrix, worst_classes
@@ -70,7 +72,11 @@ class Confusion:
 
 def commonest_confusions(test: ClassPredictions) -> list[Confusion]:
     """The pairs of classes that are taken for each other most often, the commonest first."""
-    matrix = confusion_matrix(test.y, test.p)
+    return commonest_of(confusion_matrix(test.y, test.p), test.classes)
+
+
+def commonest_of(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[Confusion]:
+    """The same of a confusion matrix [C, C], rows true, columns named."""
     support = matrix.sum(axis=1)
     pairs = [
         (int(num), i, j)
@@ -80,7 +86,7 @@ def commonest_confusions(test: ClassPredictions) -> list[Confusion]:
     ]
     pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
     return [
-        Confusion(test.classes[i], test.classes[j], num, scores.percent(num, int(support[i])))
+        Confusion(classes[i], classes[j], num, scores.percent(num, int(support[i])))
         for num, i, j in pairs[:_NUM_CONFUSIONS]
     ]
 

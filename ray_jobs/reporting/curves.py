@@ -66,20 +66,6 @@ def rank(y: Labels, p: Floats) -> Ranking | None:
     return Ranking(score[last], true_positives, last + 1 - true_positives)
 
 
-def roc_points(y: Labels, p: Floats) -> tuple[list[float], list[float], list[float]]:
-    """False positive rates, true positive rates and thresholds, thinned; none with one class only.
-
-    From (0, 0), at a threshold just above every score, to (1, 1).
-    """
-    ranking = rank(y, p)
-    if ranking is None:
-        return [], [], []
-    x, y_axis = np.r_[0.0, ranking.false_positive_rate], np.r_[0.0, ranking.recall]
-    thresholds = np.r_[np.nextafter(ranking.thresholds[0], 2.0), ranking.thresholds]
-    kept = simplify(np.column_stack([x, y_axis]), _ROC_TOLERANCE)
-    return x[kept].tolist(), y_axis[kept].tolist(), thresholds[kept].tolist()
-
-
 @dataclass(frozen=True)
 class Reliability:
     """Rows in bins of equal width over [0, 1] by predicted probability. Shapes [B]."""

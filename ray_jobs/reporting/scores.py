@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from ray_jobs.data.machine_logs.gcode import PARAMETERS
 from ray_jobs.result import JobResult, MetricValue
 
 MISSING = "—"
+
+_VALUE_ERROR = "param_value_mae_"  # begins the names of mean absolute errors of G-code's values
 
 _LABELS = {
     "macro_f1": "Macro F1",
@@ -20,6 +23,13 @@ _LABELS = {
     "auc": "AUC",
     "log_loss": "Log-loss",
     "ece": "ECE",
+    "composite_acc": "Composite accuracy",
+    "command_acc": "Command accuracy",
+    "param_type_acc": "Parameter-set accuracy",
+    "param_value_acc": "Value accuracy",
+    "composite_acc_margin": "Margin over the baseline",
+    **{f"param_value_acc_{name}": f"Value accuracy of {name}" for name in PARAMETERS},
+    **{f"{_VALUE_ERROR}{name}": f"Mean error of {name}" for name in PARAMETERS},
 }
 _MEANINGS = {
     "macro_f1": "mean of the classes' F1, whatever their size",
@@ -32,6 +42,11 @@ _MEANINGS = {
     "auc": "chance that a positive is ranked above a negative",
     "log_loss": "surprise of the probabilities, in nats",
     "ece": "distance of probabilities from frequencies",
+    "composite_acc": "the product of the three below",
+    "command_acc": "share of windows whose command is named",
+    "param_type_acc": "share of windows whose set of parameters is named exactly",
+    "param_value_acc": "share of values that are within tolerance",
+    "composite_acc_margin": "composite accuracy less that of the baseline",
 }
 _COSTS = ("log_loss", "ece")  # lower is better
 
@@ -60,7 +75,7 @@ def sign(metric: str, result: JobResult) -> int:
     """+1 where more is better, -1 where less is."""
     if metric == result.objective.metric:
         return 1 if result.objective.mode == "max" else -1
-    return -1 if metric in _COSTS else 1
+    return -1 if metric in _COSTS or metric.startswith(_VALUE_ERROR) else 1
 
 
 def inputs(result: JobResult) -> str:
@@ -72,8 +87,12 @@ def no_skill(metric: str, result: JobResult) -> float | None:
     """What an answer that never looks at the features can score on the test split; None if unknown.
 
     Accuracy: the commoner class. F1: always positive. AUC: a coin. Log-loss: the base rate.
-    Of several classes: always the commonest; the three commonest; the base rates.
+    Of several classes: always the commonest; the three commonest; the base rates. A constant
+    answer that was scored beside the model comes before all of these.
     """
+    constant = result.rivals.get("constant", {}).get("test", {}).get(metric)
+    if constant is not None:
+        return constant.value
     test = result.data.splits.get("test") if result.data else None
     if test is not None and test.class_counts:
         return _no_skill_of_classes(metric, list(test.class_counts.values()))

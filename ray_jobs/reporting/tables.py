@@ -63,7 +63,7 @@ def score_tables(result: JobResult) -> list[ScoreTable]:
                 gap=test[name].value - val[name].value if name in test and name in val else None,
                 landmarks=landmarks[name],
                 chart=charts.whiskers(
-                    _marks(scores.metric_label(name), result.metrics, name, figures.ENSEMBLE),
+                    split_marks(scores.metric_label(name), result.metrics, name, figures.ENSEMBLE),
                     axis,
                     landmarks=landmarks[name],
                     width=_SCORES_WIDTH,
@@ -75,7 +75,7 @@ def score_tables(result: JobResult) -> list[ScoreTable]:
     return tables
 
 
-def _marks(label: str, metrics: SplitMetrics, metric: str, css: str) -> list[Mark]:
+def split_marks(label: str, metrics: SplitMetrics, metric: str, css: str) -> list[Mark]:
     """Test, then validation, as far as they are known."""
     return [
         figures.score_mark(metrics[split][metric], f"{split} {css}", f"{label} on {split}")
@@ -134,7 +134,7 @@ def leaderboard(result: JobResult) -> Leaderboard:
             member=member,
             metrics=metrics,
             chart=charts.whiskers(
-                _marks(f"{scores.metric_label(metric)} of {name}", metrics, metric, style),
+                split_marks(f"{scores.metric_label(metric)} of {name}", metrics, metric, style),
                 axis,
                 width=_LEADERBOARD_WIDTH,
             ),
@@ -255,6 +255,15 @@ def phases(result: JobResult) -> list[BarRow]:
         )
         for phase, seconds in result.seconds.items()
     ]
+
+
+def warnings(result: JobResult) -> list[str]:
+    """What the run, its data and its members warned of, each thing once."""
+    of_data = result.data.warnings if result.data else []
+    of_members = [(member.name, text) for member in result.members for text in member.warnings]
+    said = {f"{name}: {text}" for name, text in of_members}
+    of_run = [text for text in result.warnings if text not in said]
+    return list(dict.fromkeys([*of_run, *of_data, *(text for _, text in of_members)]))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ray_jobs.reporting.scores import (
     plural,
     sign,
 )
-from ray_jobs.result import JobResult, MetricValue
+from ray_jobs.result import ColumnLeak, JobResult, MetricValue
 
 Level = Literal["good", "caution", "bad", "open"]
 
@@ -47,13 +47,24 @@ class Verdict:
     findings: list[Finding]
 
 
-def assess(result: JobResult, warnings: Sequence[str] = ()) -> Verdict:
+def assess(
+    result: JobResult,
+    warnings: Sequence[str] = (),
+    *,
+    first: Sequence[Finding] = (),
+    headline: str | None = None,
+) -> Verdict:
     """Weigh a result. Every number said stands in it, or follows from it by arithmetic.
 
-    `warnings` are further ones that a reader should meet before the score.
+    Args:
+        warnings: further ones that a reader should meet before the score.
+        first: what to know before all else.
+        headline: of a score that is beyond no skill, instead of the usual one.
     """
     findings = [
-        finding for part in (_scores, _ceilings, _members, _leaks) for finding in part(result)
+        *first,
+        *(finding for part in (_scores, _ceilings, _members) for finding in part(result)),
+        *_leaks(result, " ".join(warnings)),
     ]
     findings += [Finding("warning", text) for text in warnings]
     if result.status == "FAILED":
@@ -68,7 +79,7 @@ def assess(result: JobResult, warnings: Sequence[str] = ()) -> Verdict:
     if test is not None:
         level: Level = "bad" if "fault" in levels else "caution" if "warning" in levels else "good"
         details = [_against_validation(result, test), *_choice(result), ending]
-        return Verdict(level, label, _headline(result, test), details, findings)
+        return Verdict(level, label, _headline(result, test, headline), details, findings)
     if ending:
         return Verdict("open", label, ending, _remains(result), findings)
     name = metric_label(result.objective.metric)
@@ -85,7 +96,7 @@ def _in_full(score: MetricValue) -> str:
     return f"{number(score.value)} ({interval(score)})" if known else number(score.value)
 
 
-def _headline(result: JobResult, test: MetricValue) -> str:
+def _headline(result: JobResult, test: MetricValue, praise: str | None) -> str:
     score = f"{metric_label(result.objective.metric)} {number(test.value)}"
     data = result.data
     rows = data.splits.get("test") if data else None
@@ -97,6 +108,8 @@ def _headline(result: JobResult, test: MetricValue) -> str:
             f"It is not shown to be better than no skill: {score} on test, where an answer that "
             f"never looks at the {inputs(result)} scores {number(baseline)}."
         )
+    if praise:
+        return praise
     if data.classes:
         metric = metric_in_text(result.objective.metric)
         rows_seen = plural(rows.num_rows, "picture" if data.scan else "row")
@@ -224,19 +237,25 @@ def _members(result: JobResult) -> Iterator[Finding]:
             yield Finding("warning", text)
 
 
-def _leaks(result: JobResult) -> Iterator[Finding]:
+def _leaks(result: JobResult, told: str) -> Iterator[Finding]:
+    """Columns that give a target away, but for those that `told` names already."""
     if result.data is None:
         return
     leakage = result.data.leakage
+    proven = [
+        column
+        for column in leakage.columns
+        if column.auc is None and repr(column.column) not in told
+    ]
+    kept = [column for column in proven if not column.refused]
+    if kept:
+        yield Finding("warning", f"{_giving_away(kept)} and kept: no score is free of that.")
+    refused = [column for column in proven if column.refused]
+    if refused:
+        yield Finding("note", f"{_giving_away(refused)} and refused.")
     telling = []
     for column in leakage.columns:
         if column.auc is None:
-            what = "was refused" if column.refused else "was kept: no score is free of it"
-            level: Literal["note", "warning"] = "note" if column.refused else "warning"
-            yield Finding(
-                level,
-                f"Column {column.column} gives {column.target or 'the label'} away and {what}.",
-            )
             continue
         alone = f"{column.column} alone reaches AUC {number(column.auc)}"
         if column.refused:
@@ -255,6 +274,13 @@ def _leaks(result: JobResult) -> Iterator[Finding]:
     if duplicates.merged_groups:
         sets = plural(len(duplicates.merged_groups), "set")
         yield Finding("note", f"{sets} of groups that repeat each other were kept in one split.")
+
+
+def _giving_away(columns: Sequence[ColumnLeak]) -> str:
+    """`2 columns were found to give a target away (feed: F; posx: X)`."""
+    each = "; ".join(f"{column.column}: {column.target or 'the label'}" for column in columns)
+    verb = "was" if len(columns) == 1 else "were"
+    return f"{plural(len(columns), 'column')} {verb} found to give a target away ({each})"
 
 
 def _beats(result: JobResult, metric: str, score: MetricValue, baseline: float) -> bool:

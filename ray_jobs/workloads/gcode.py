@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from ray_jobs.checks import counted
 from ray_jobs.data.machine_logs.spec import MachineLogsSpec
 from ray_jobs.models.gcode_spec import GcodeLossSpec, GcodeModelSpec, ValueTolerance
-from ray_jobs.result import DataSummary, JobResult, MemberResult, MetricValue
-from ray_jobs.sections import JobSpec
+from ray_jobs.result import DataSummary, JobResult, MemberResult, SplitMetrics
 from ray_jobs.storage import Storage
-from ray_jobs.sweeping.space import check_space
-from ray_jobs.sweeping.spec import SweepSpec
 from ray_jobs.training.spec import TrainSpec
 from ray_jobs.workloads.base import ModelForm
-from ray_jobs.workloads.network import MODEL, VAL, NetworkWorkload
+from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkSpec, NetworkWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from ray_jobs.gcode_metrics import GcodeLines
     from ray_jobs.run import Run
     from ray_jobs.training.gcode_decoding import GcodeDecoding
-
-BASELINE = "artifacts/baseline.json"
 
 # Keys of `train` that a decoder of windows has no use for, and where to look instead.
 _FOREIGN = {
@@ -42,12 +37,14 @@ _FOREIGN = {
     "augmentation": "leave it out",
     "num_loader_workers": "leave it out",
 }
-_SWEPT = ("model", "loss", "train")  # other sections would need other data, or another yardstick
 
 
-class GcodeSpec(JobSpec):
+class GcodeSpec(NetworkSpec):
     """The job description of a decoder of G-code."""
 
+    UNIT = "windows"
+    SWEPT = ("model", "loss", "train")
+    TRAINED_BY = ("model", "loss", "train", "objective", "seed", "value_tolerance")
     METRICS: ClassVar[Mapping[str, Literal["max", "min"]]] = {
         "composite_acc": "max",
         "command_acc": "max",
@@ -59,8 +56,6 @@ class GcodeSpec(JobSpec):
     model: GcodeModelSpec = GcodeModelSpec()
     loss: GcodeLossSpec = GcodeLossSpec()
     value_tolerance: ValueTolerance = ValueTolerance()
-    train: TrainSpec
-    sweep: SweepSpec | None = None
 
     @model_validator(mode="after")
     def _train_fits(self) -> GcodeSpec:
@@ -71,29 +66,29 @@ class GcodeSpec(JobSpec):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _sweep_fits(self) -> GcodeSpec:
-        if self.sweep is None:
-            return self
-        metric = self.objective.metric
-        if self.sweep.metric not in (None, metric):
-            raise ValueError(
-                f"sweep.metric is {self.sweep.metric}, but objective.metric is {metric}, which "
-                "early stopping, checkpoints, the sweep and the gate all read; leave sweep.metric "
-                "out"
-            )
-        check_space(self.sweep.space, {name: getattr(self, name) for name in _SWEPT})
-        return self
-
-    def families(self) -> dict[str, str]:
-        return {MODEL: "gcode"}
+    def summary(self) -> dict[str, str]:
+        model, weights = self.model, self.loss.head_weights
+        weighed = (
+            weights
+            if isinstance(weights, str)
+            else f"{weights.command:g} : {weights.param_type:g} : {weights.param_value:g}"
+        )
+        tolerances = self.value_tolerance.model_dump().items()
+        layers = counted(model.num_layers, "layer")
+        return {
+            "model": f"{model.encoder}, {layers} of {model.hidden_dim}, {model.num_heads} heads of "
+            f"attention, values by {model.value_head}",
+            "loss": f"{self.loss.command}; weights of command : param_type : param_value {weighed}",
+            "tolerance": ", ".join(f"{name} {value}" for name, value in tolerances),
+            **super().summary(),
+        }
 
     def hyperparameters(self, member: str) -> dict[str, Any]:
+        foreign = {f"train.{key}" for key in _FOREIGN}
+        tolerances = self.value_tolerance.model_dump(mode="json")
         return {
-            f"{name}.{key}": value
-            for name in ("model", "loss", "value_tolerance", "train")
-            for key, value in getattr(self, name).model_dump(mode="json").items()
-            if name != "train" or key not in _FOREIGN
+            **{k: v for k, v in super().hyperparameters(member).items() if k not in foreign},
+            **{f"value_tolerance.{name}": value for name, value in tolerances.items()},
         }
 
 
@@ -130,9 +125,9 @@ class Gcode(NetworkWorkload):
         return GcodeDecoding(spec, data, storage, device)
 
     def score(self, run: Run, members: list[MemberResult]) -> dict[str, Any]:
-        """The model's metrics of val and test; beside them, as `baseline_...` and `constant_...`,
-        those of gradient boosting and of one constant answer, and as `composite_acc_margin` what
-        the model has over the boosting."""
+        """The model's metrics of val and test, with the margin of its composite_acc over the
+        baseline's; and as rivals those of the baseline, gradient boosting, and of one constant
+        answer."""
         from ray_jobs.gcode_metrics import bootstrap_intervals, bootstrap_margin, command_scores
         from ray_jobs.gcode_predictions import GcodePredictions
 
@@ -140,33 +135,31 @@ class Gcode(NetworkWorkload):
             "val": GcodePredictions.read(run.storage, run.path(VAL)),
             "test": self.predict_test(run, GcodePredictions.read),
         }
-        rivals = _decode_rivals(run)
+        decoded = _decode_rivals(run)
         tolerance, seed = run.spec.value_tolerance.parsed(), run.spec.seed
-        metrics: dict[str, dict[str, MetricValue]] = {}
-        beside: dict[str, dict[str, dict[str, MetricValue]]] = {name: {} for name in rivals}
+        metrics: SplitMetrics = {}
+        rivals: dict[str, SplitMetrics] = {name: {} for name in decoded}
         for split, part in predictions.items():
-
-            def scored(lines: GcodeLines, part: GcodePredictions = part) -> dict[str, MetricValue]:
-                return bootstrap_intervals(
-                    part.true, lines, tolerance, groups=part.group, seed=seed
+            metrics[split] = bootstrap_intervals(
+                part.true, part.predicted, tolerance, groups=part.group, seed=seed
+            )
+            for name, lines in decoded.items():
+                rivals[name][split] = bootstrap_intervals(
+                    part.true, lines[split], tolerance, groups=part.group, seed=seed
                 )
-
-            metrics[split] = scored(part.predicted)
-            for name, said in rivals.items():
-                beside[name][split] = scored(said[split])
             margin = bootstrap_margin(
                 part.true,
                 part.predicted,
-                rivals["baseline"][split],
+                decoded["baseline"][split],
                 tolerance,
                 groups=part.group,
                 seed=seed,
             )
             if margin is not None:
-                beside["baseline"][split]["composite_acc_margin"] = margin
-        run.storage.write_text(run.path(BASELINE), _to_json(beside))
+                metrics[split]["composite_acc_margin"] = margin
         return {
-            "metrics": {split: own | _prefixed(beside, split) for split, own in metrics.items()},
+            "metrics": metrics,
+            "rivals": rivals,
             "classes": {
                 split: command_scores(part.true, part.predicted, part.commands)
                 for split, part in predictions.items()
@@ -175,14 +168,17 @@ class Gcode(NetworkWorkload):
         }
 
     def render(self, run: Run, result: JobResult) -> str:
+        from ray_jobs.gcode_predictions import GcodePredictions
         from ray_jobs.members import read_history
-        from ray_jobs.reporting.class_report import render_class_report
+        from ray_jobs.reporting.gcode_report import render_gcode_report
 
-        return render_class_report(
+        path = run.path(TEST)
+        is_tested = run.storage.exists(path)
+        return render_gcode_report(
             result,
-            predictions={},
-            histories={MODEL: read_history(run, MODEL)},
-            spec_yaml=run.spec.to_yaml(),
+            run.spec,
+            test=GcodePredictions.read(run.storage, path) if is_tested else None,
+            history=read_history(run, MODEL),
         )
 
     def write_model(self, run: Run, result: JobResult, folder: Path) -> ModelForm:
@@ -234,32 +230,6 @@ def _decode_rivals(run: Run) -> dict[str, dict[str, GcodeLines]]:
         "baseline": boosted,
         "constant": {split: constant_lines(true, len(part)) for split, part in windows.items()},
     }
-
-
-def _prefixed(
-    beside: Mapping[str, Mapping[str, Mapping[str, MetricValue]]], split: str
-) -> dict[str, MetricValue]:
-    from ray_jobs.gcode_metrics import HEAD_METRICS
-
-    named = {
-        f"{rival}_{name}": value
-        for rival, splits in beside.items()
-        for name, value in splits[split].items()
-        if name in HEAD_METRICS
-    }
-    margin = beside["baseline"][split].get("composite_acc_margin")
-    return named if margin is None else named | {"composite_acc_margin": margin}
-
-
-def _to_json(beside: Mapping[str, Mapping[str, Mapping[str, MetricValue]]]) -> str:
-    plain = {
-        rival: {
-            split: {name: value.model_dump(exclude_none=True) for name, value in metrics.items()}
-            for split, metrics in splits.items()
-        }
-        for rival, splits in beside.items()
-    }
-    return json.dumps(plain, indent=2)
 
 
 def _example_rows(run: Run, data: DataSummary) -> Any:

@@ -25,8 +25,9 @@ from ray_jobs.training.checkpoints import CheckpointStore
 from ray_jobs.training.gcode_batches import WindowBatches, make_batch
 from ray_jobs.training.gcode_decoding import GcodeDecoding
 from ray_jobs.training.preflight import check_finite
-from ray_jobs.workloads.gcode import BASELINE, WORKLOAD, GcodeSpec
+from ray_jobs.workloads.gcode import WORKLOAD, GcodeSpec
 from ray_jobs.workloads.network import TEST, VAL
+from tests.conftest import assert_names_keys
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -219,6 +220,18 @@ def test_preflight_of_a_sound_task(storage: Storage, data: DataSummary) -> None:
         task.check_output(Heads(heads.command, heads.param_type, heads.param_type[:, :2]), batch)
 
 
+def test_the_advice_where_memory_does_not_hold_one_window(
+    storage: Storage, data: DataSummary
+) -> None:
+    task = task_of(storage, data)
+    _, learning = task.prepare(task.build(weights=False))
+    assert learning.less_memory == (
+        "set train.precision=bf16, or take a smaller model.hidden_dim, model.num_layers or "
+        "data.window"
+    )
+    assert_names_keys(learning.less_memory, spec())
+
+
 def test_preflight_refuses(storage: Storage, data: DataSummary) -> None:
     task = task_of(storage, data, model={"value_head": "digits"})
     train_windows = task._split("train")
@@ -273,24 +286,24 @@ def test_a_run_is_scored_beside_its_rivals_and_reported(
     member = MemberResult(name="model", family="gcode", status="SUCCEEDED")
     fields = WORKLOAD.score(run, [member])
     for split in ("val", "test"):
-        metrics = fields["metrics"][split]
-        names = {
-            f"{rival}{name}" for rival in ("", "baseline_", "constant_") for name in HEAD_METRICS
-        }
-        assert names | {"composite_acc_margin", "param_value_mae_X"} <= metrics.keys()
-        margin = metrics["composite_acc"].value - metrics["baseline_composite_acc"].value
+        metrics, rivals = fields["metrics"][split], fields["rivals"]
+        of_each = {*HEAD_METRICS, "param_value_acc_X", "param_value_mae_X"}
+        for rival in ("baseline", "constant"):
+            assert (
+                of_each <= rivals[rival][split].keys() == metrics.keys() - {"composite_acc_margin"}
+            )
+        baseline = rivals["baseline"][split]
+        margin = metrics["composite_acc"].value - baseline["composite_acc"].value
         assert metrics["composite_acc_margin"].value == pytest.approx(margin)
-        assert metrics["baseline_command_acc"].value > 0.5
-    assert "baseline_composite_acc" not in fields["members"][0].metrics["test"]
-    saved = json.loads(storage.read_text(run.path(BASELINE)))
-    assert saved["constant"]["test"]["command_acc"]["value"] == pytest.approx(
-        fields["metrics"]["test"]["constant_command_acc"].value
-    )
+        assert baseline["command_acc"].value > rivals["constant"][split]["command_acc"].value
+    assert fields["members"][0].metrics == fields["metrics"]
     result = JobResult(
         run_id="one", workload="gcode", status="SUCCEEDED", objective=run.spec.objective, seed=0,
         data=data, started_at="2026-01-01T00:00:00Z", **fields,
     )  # fmt: skip
-    assert "composite_acc" in WORKLOAD.render(run, result)
+    page = WORKLOAD.render(run, result)
+    assert "Heads, beside a baseline and a constant" in page
+    assert 'aria-label="Predicted by true X on the test split' in page
     unfinished = result.model_copy(update={"metrics": {}, "members": [], "status": "STOPPED"})
     assert "<html" in WORKLOAD.render(run, unfinished)
 
