@@ -47,7 +47,8 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
     except KeyboardInterrupt:
         console.print(
             f"interrupted: nothing is left running. Go on with: emberline {command_of(spec)} "
-            f"{spec.workload} --resume --run-id {run.run_id}"
+            f"{spec.workload} --resume --run-id {run.run_id}",
+            soft_wrap=True,
         )
         raise
     return Outcome(run, result)

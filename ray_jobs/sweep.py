@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from ray_jobs import ray_runtime
 from ray_jobs.events import Journal, read_events
 from ray_jobs.fit import train_trial
 from ray_jobs.prepare import read_data
@@ -73,7 +74,8 @@ def _run(run: Run, journal: Journal) -> SweepResult:
         stop_requested=run.is_stop_requested,
         basis=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
     )
-    with sigterm_asks_to_stop(run):
+    # The session is opened here, in the main thread, where it can undo what Ray does to SIGTERM.
+    with ray_runtime.session(run.spec.resources), sigterm_asks_to_stop(run):
         return wait_or_stop(run, work)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError
 from ray_jobs.lifecycle import carry_out
+from ray_jobs.ray_runtime import spin_briefly
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
@@ -43,6 +44,7 @@ def main_of(
     parser.add_argument("--storage", help="root URI of all runs; default: the spec's")
     parser.add_argument("--run-id", help="take up or repeat this run; default: a new one")
     options = parser.parse_args(arguments)
+    spin_briefly()
     try:
         spec = load_spec(
             None,

@@ -14,6 +14,9 @@ from hypothesis import settings
 
 from ray_jobs.sections import Section
 
+# As jobs do (ray_runtime.py): on a busy machine, threads that spin while they wait cost the most.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # A busy machine is no fault of the code. In CI the examples are the same each time, so that a
 # commit is judged by what it changed; elsewhere they are new ones.
 settings.register_profile("emberline", deadline=None, derandomize="CI" in os.environ)
@@ -139,3 +142,11 @@ def s3() -> Iterator[dict[str, str]]:
         client.create_bucket(Bucket=bucket)
     yield environment
     server.stop()
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket that this process reaches."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    return "rows"

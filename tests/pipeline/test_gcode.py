@@ -158,12 +158,12 @@ def test_comparing_shows_the_winner_beside_a_run(swept: tuple[Path, dict[str, An
 def test_a_sweep_that_is_killed_comes_to_the_same_winner(
     tmp_path: Path, swept: tuple[Path, dict[str, Any]]
 ) -> None:
-    """Killed twice while trials train, with all its processes; the numbers are those of a sweep
-    that was not, to the digit."""
+    """Killed with all its processes while trials train, then asked to stop; the numbers are those
+    of a sweep that was left alone, to the digit."""
     rng = random.Random(11)
     words = ("--run-id", "torn", *arguments(*SMALL_SWEEP, "tracking.enabled=false"))
     journal = tmp_path / "runs/gcode/torn/events.jsonl"
-    for num_epochs in (rng.randint(1, 3), rng.randint(5, 7)):
+    for num_epochs, number in ((rng.randint(1, 3), signal.SIGKILL), (5, signal.SIGTERM)):
         process = start("sweep", tmp_path, *words)
         deadline = time.monotonic() + 120
         while not journal.exists() or journal.read_text().count('"trial_epoch"') < num_epochs:
@@ -171,8 +171,14 @@ def test_a_sweep_that_is_killed_comes_to_the_same_winner(
             assert time.monotonic() < deadline, "no trial reports"
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+            process.communicate()
+        else:
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+            assert "the sweep was asked to stop; the same command with the same --run-id" in said
+            assert process.returncode == 130
         _wait_for_end_of_ray(tmp_path)
     result = finish(start("sweep", tmp_path, *words))
     cwd, calm = swept
