@@ -1,21 +1,26 @@
 """Epochs that a sweep spends until it has the score of the full-budget winner.
 
-    python -m tests.bench.asha_efficiency [--seeds 20] [--workers 4]
+    python -m tests.bench.asha_efficiency [--seeds 50] [--workers 4]
 
-Random search trains 40 trials in full; the best value that any of them ever has is the score to
-reach, to within 0.001. Every method draws the same trials in the same order and goes on to draw
-(800 at most) until it reaches that score: random search one full training after another, Ray's
-ASHAScheduler and ours by the same rungs, on the best value so far. Epochs of all workers count up
-to the moment at which the score is reached, and so does the clock; an epoch of a network 256 wide
-takes one unit of it, and others in proportion. No method that brings every trial to the first rung
-can get below grace / max epochs of random search's.
+Two objectives: a formula for learning curves, and the curves of real trainings on the G-code
+simulator (asha_curves.csv, made by tests.bench.asha_curves), drawn in another order for each seed.
 
-The columns "of 40" are of a sweep of just those 40 trials, to its end. "busy" is the share of the
-workers' time spent in training: it shows what ours pays for promotions that do not hang on timing
-(see ray_jobs/sweeping/schedule.py).
+Random search trains 40 trials (24 of the simulator's) in full; the best value that any of them ever
+has is the score to reach, to within 0.001. Every method draws the same trials in the same order and
+goes on to draw (800 at most) until it reaches that score: random search one full training after
+another, Ray's ASHAScheduler and ours by the same rungs, on the best value so far. Epochs of all
+workers count up to the moment at which the score is reached, and so does the clock; an epoch of a
+network 256 wide takes one unit of it, and others in proportion (real ones: seconds as measured). No
+method that brings every trial to the first rung can get below grace / max epochs of random
+search's.
+
+"less Ray's" is how many epochs more than Ray's were needed, on the same seeds, with the standard
+error of that mean. The columns "of n" are of a sweep of just those trials, to its end. "busy" is
+the share of the workers' time spent in training: it shows what ours pays for promotions that do not
+hang on timing (see ray_jobs/sweeping/schedule.py).
 
 The schedulers are driven through Ray Tune's TrialScheduler interface by a small discrete-event
-simulation of the workers: no cluster, no training. The objective is a family of learning curves
+simulation of the workers: no cluster, no training. The formula is
 
     value(epoch) = ceiling - (ceiling - 0.1) / (1 + epoch / s) ** 1.5 + noise
 
@@ -48,29 +53,31 @@ from ray_jobs.sweeping.rungs import Rungs, rung_epochs
 from ray_jobs.sweeping.schedule import Schedule
 from ray_jobs.sweeping.search import Config, propose
 from ray_jobs.sweeping.spec import Distribution
+from tests.bench import asha_curves
 
 
 @dataclass(frozen=True)
 class Setting:
-    scale: float  # epochs, of the curves
+    scale: float | None  # epochs, of the formula's curves; None: real ones
     grace: int
     max_epochs: int = 200
     eta: int = 3
+    num_trials: int = 40
 
 
 RESULTS = Path(__file__).with_suffix(".csv")
 COLUMNS = (
-    "max epochs", "curves' scale", "grace", "eta", "rank correlation", "method", "seeds", "reached",
-    "epochs, median", "epochs, mean",
-    "of random search's", "clock, median", "epochs of 40, median",
-    "clock of 40, median", "busy of 40, median", "command",
+    "curves", "max epochs", "scale", "grace", "eta", "rank correlation", "method", "seeds",
+    "reached", "epochs, median", "epochs, mean", "of random search's", "less Ray's",
+    "standard error", "clock, median",
+    "epochs of n, median", "clock of n, median", "busy of n, median", "command",
 )  # fmt: skip
 SETTINGS = tuple(  # the shipped one first
     Setting(scale, grace)
     for scale, graces in ((1.0, (50, 25, 10)), (0.3, (50, 10, 5)))
     for grace in graces
-)
-NUM_TRIALS, MAX_TRIALS, MARGIN = 40, 800, 0.001
+) + tuple(Setting(None, grace, 36, 3, 24) for grace in (9, 4, 2))
+MAX_TRIALS, MARGIN = 800, 0.001
 SPACE = {
     "model.hidden_dim": Distribution(values=[192, 256, 320, 384]),
     "train.batch_size": Distribution(values=[16, 24, 32]),
@@ -139,13 +146,28 @@ class Stream:
 
     def __init__(self, seed: int, setting: Setting):
         self.seed, self.setting = seed, setting
-        self.target = max(self.make(i).values.max() for i in range(NUM_TRIALS)) - MARGIN
+        every = range(setting.num_trials)
+        self.target = max(self.make(number).values.max() for number in every) - MARGIN
 
     def make(self, number: int) -> SimulatedTrial:
-        config = propose(SPACE, seed=self.seed, trial=number)
-        values = curve(config, self.seed, number, self.setting)
-        seconds = float(config["model.hidden_dim"]) / 256
+        if self.setting.scale is None:
+            values, seconds = real_curve(self.seed, number, self.setting.max_epochs)
+        else:
+            config = propose(SPACE, seed=self.seed, trial=number)
+            values = curve(config, self.seed, number, self.setting)
+            seconds = float(config["model.hidden_dim"]) / 256
         return SimulatedTrial({"trial": number}, f"{number:04d}", values, seconds)
+
+
+def real_curve(seed: int, number: int, max_epochs: int) -> tuple[np.ndarray, float]:
+    """Values [max_epochs] and seconds an epoch of a training; all are drawn once before any is
+    drawn again."""
+    pool = asha_curves.read_rows()
+    again, place = divmod(number, len(pool))
+    row = pool[int(np.random.default_rng([seed, again]).permutation(len(pool))[place])]
+    values = np.array([float(value) for value in row["values"].split()])
+    assert len(values) == max_epochs, (len(values), max_epochs)
+    return values, float(row["seconds of an epoch"])
 
 
 def simulate(
@@ -238,9 +260,10 @@ def pausing_asha(
     return scheduler, scheduler.next_new
 
 
+RAYS = "Ray's ASHAScheduler"
 METHODS = {
     "random search": random_search,
-    "Ray's ASHAScheduler": rays_asha,
+    RAYS: rays_asha,
     "pausing ASHA": pausing_asha,
 }
 
@@ -250,7 +273,7 @@ def rank_correlation(setting: Setting, seeds: int) -> float:
     found = []
     for seed in range(seeds):
         stream = Stream(seed, setting)
-        values = [stream.make(number).values for number in range(NUM_TRIALS)]
+        values = [stream.make(number).values for number in range(setting.num_trials)]
         first, last = (
             [each[:epochs].max() for each in values]
             for epochs in (setting.grace, setting.max_epochs)
@@ -262,7 +285,8 @@ def rank_correlation(setting: Setting, seeds: int) -> float:
 def measure(
     setting: Setting, seeds: int, num_workers: int, command: str
 ) -> list[tuple[object, ...]]:
-    rows, reference = [], 0.0
+    rows: list[tuple[object, ...]] = []
+    epochs: dict[str, list[int]] = {}
     correlation = rank_correlation(setting, seeds)
     for name, make in METHODS.items():
         reached, whole = [], []
@@ -275,16 +299,23 @@ def measure(
             )
             whole.append(
                 simulate(
-                    stream, *make(setting, NUM_TRIALS, num_workers), num_workers, until_target=False
+                    stream,
+                    *make(setting, setting.num_trials, num_workers),
+                    num_workers,
+                    until_target=False,
                 )
             )
-        mean = statistics.mean(each.epochs for each in reached)
-        reference = reference or mean
+        epochs[name] = [each.epochs for each in reached]
+        mean, reference = (statistics.mean(epochs[key]) for key in (name, "random search"))
+        less = [a - b for a, b in zip(epochs[name], epochs.get(RAYS, epochs[name]), strict=True)]
         row = (
-            setting.max_epochs, setting.scale, setting.grace, setting.eta, correlation, name, seeds,
+            "simulator" if setting.scale is None else "formula", setting.max_epochs,
+            setting.scale, setting.grace, setting.eta, correlation, name, seeds,
             sum(each.is_reached for each in reached),
             statistics.median(each.epochs for each in reached), round(mean),
-            round(mean / reference, 3), round(statistics.median(each.clock for each in reached)),
+            round(mean / reference, 3), round(statistics.mean(less)),
+            round(statistics.stdev(less) / math.sqrt(seeds)),
+            round(statistics.median(each.clock for each in reached)),
             statistics.median(each.epochs for each in whole),
             round(statistics.median(each.clock for each in whole)),
             round(statistics.median(each.busy for each in whole), 3), command,
@@ -296,7 +327,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=4)
     options = parser.parse_args()
     command = (
