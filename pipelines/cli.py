@@ -124,17 +124,18 @@ def _carry_out(
 @app.command()
 def data(
     workload: Workload,
-    output: Annotated[
-        str, typer.Option("-o", "--output", help="Folder or s3:// URI to write Parquet to.")
-    ],
-    samples: Annotated[int | None, typer.Option(help="Rows or pictures to make.", min=1)] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder or s3:// URI to write to.")],
+    samples: Annotated[
+        int | None, typer.Option(help="Rows, pictures or runs to make.", min=1)
+    ] = None,
     generator: Annotated[
         str | None, typer.Option(help="Of rows: episodes (default) or independent.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write simulated data, as a later run takes it: rows as Parquet, pictures in folders."""
+    """Write simulated data, as a later run takes it: rows as Parquet, pictures in folders, runs as
+    CSV logs."""
     from pipelines import simulation
 
     _show(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ray_jobs import checks
 from ray_jobs.checks import GIB, Checklist
 from ray_jobs.errors import PreflightError
+from ray_jobs.ray_runtime import spin_briefly
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,7 @@ def examine(storage_uri: str, workload: str | None = None) -> Examination:
     """
     from ray_jobs.spec import load_spec
 
+    spin_briefly()
     spec = load_spec(workload, storage=storage_uri) if workload else None
     checklist = Checklist()
     for check in (
@@ -81,6 +83,7 @@ def add_workload(checklist: Checklist, spec: JobSpec) -> None:
     from ray_jobs.preflight import add_training_checks
     from ray_jobs.storage import Storage
     from ray_jobs.workloads.fire import FireSpec
+    from ray_jobs.workloads.network import NetworkSpec
 
     if isinstance(spec, FireSpec):
 
@@ -89,11 +92,12 @@ def add_workload(checklist: Checklist, spec: JobSpec) -> None:
 
         checklist.make("data", plan_rows, needs=["storage"])
         return
+    assert isinstance(spec, NetworkSpec), spec.workload
     prepared: list[DataSummary] = []
 
     def look() -> str:
         prepared.append(network_plan.prepare(spec))
-        return network_plan.describe(prepared[0])
+        return network_plan.describe(spec, prepared[0])
 
     checklist.make("data", look, needs=["storage"])
     for data in prepared:

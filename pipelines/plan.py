@@ -86,7 +86,9 @@ def make(spec: JobSpec) -> Plan | NetworkPlan:
     if isinstance(spec, FireSpec):
         return plan_ensemble(spec)
     from pipelines import network_plan
+    from ray_jobs.workloads.network import NetworkSpec
 
+    assert isinstance(spec, NetworkSpec), spec.workload
     return network_plan.make(spec)
 
 

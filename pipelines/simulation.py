@@ -1,9 +1,10 @@
-"""`emberline data`: simulated data as a user's own would lie: rows as Parquet, pictures in
-folders."""
+"""`emberline data`: simulated data as a user's own would lie: rows as Parquet, pictures in folders,
+logs of machine runs as CSV."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def write(
     """Simulate data into a new folder or prefix.
 
     Args:
-        samples: rows or pictures; default: as many as a run without data makes.
+        samples: rows, pictures or runs; default: as many as a run without data makes.
         generator: of rows; default: episodes.
 
     Raises:
@@ -85,7 +86,7 @@ def _write_rows(storage: Storage, samples: int | None, generator: str | None, se
             seed=seed,
             progress=progress,
         )
-    usage = f"emberline run fire --set data.path={storage.uri}"
+    usage = f"emberline run fire --set {shlex.quote(f'data.path={storage.uri}')}"
     seconds = round(time.monotonic() - started, 3)
     return Written(storage.uri, samples, len(paths), "rows in Parquet", usage, seconds)
 
@@ -124,6 +125,24 @@ def _write_pictures(
     return Written(storage.uri, data.samples, data.samples, "drawn pictures", usage, seconds)
 
 
+def _write_logs(storage: Storage, samples: int | None, generator: str | None, seed: int) -> Written:
+    from ray_jobs.data.machine_logs.simulated_logs import write_logs
+    from ray_jobs.data.machine_logs.spec import MIN_SIMULATED_RUNS, MachineLogsSpec
+
+    if generator is not None:
+        raise SpecError("--generator belongs to fire: runs are simulated in one way")
+    if samples is not None and samples < MIN_SIMULATED_RUNS:
+        raise SpecError(f"--samples {samples}: at least {MIN_SIMULATED_RUNS} runs are needed")
+    num_runs = samples or MachineLogsSpec().runs
+    assert num_runs is not None, "the spec fills it in"
+    started = time.monotonic()
+    with _bar("runs", num_runs) as progress:
+        names = write_logs(storage, num_runs, seed=seed, progress=progress)
+    usage = f"emberline run gcode --set {shlex.quote(f'data.path={storage.uri}')}"
+    seconds = round(time.monotonic() - started, 3)
+    return Written(storage.uri, num_runs, len(names), "runs in CSV logs", usage, seconds)
+
+
 @contextmanager
 def _bar(unit: str, total: int) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr; yields what moves it."""
@@ -137,4 +156,4 @@ def _bar(unit: str, total: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-_WRITERS = {"fire": _write_rows, "waste": _write_pictures}
+_WRITERS = {"fire": _write_rows, "waste": _write_pictures, "gcode": _write_logs}

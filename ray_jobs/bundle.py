@@ -8,24 +8,19 @@ Whoever deploys, serves or registers a model moves this folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.data.dataset import Rows
 from ray_jobs.ensembling.ensemble import Ensemble
-from ray_jobs.errors import JobFailed
 from ray_jobs.models.base import Member
+from ray_jobs.models.bundle_files import read_index, verify, write_index
 from ray_jobs.models.registry import FAMILIES
 from ray_jobs.result import MemberResult
 from ray_jobs.run import Run
-
-_INDEX = "bundle.json"
 
 
 class Bundle:
@@ -67,16 +62,15 @@ def write_bundle(
             for name in member.digests:
                 shutil.copyfile(source / name, target / name)
                 files[f"members/{member.name}/{name}"] = member.digests[name]
-    index = {
+    about = {
         "features": features,
         "ensemble": ensemble.model_dump(mode="json"),
         "members": {
             member.name: run.spec.members[member.name].model_dump(mode="json") for member in needed
         },
-        "files": files,
     }
-    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    verify(folder, index)
+    write_index(folder, about, files)
+    verify(folder, files)
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -85,26 +79,10 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         JobFailed: a file is missing or altered; names it.
     """
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    verify(folder, index)
+    index = read_index(folder)
     members: dict[str, Member] = {}
     for name, config in index["members"].items():
         members[name] = FAMILIES[config["family"]].model_validate(config).build()
         members[name].load(folder / "members" / name)
     ensemble = Ensemble.model_validate(index["ensemble"])
     return Bundle(tuple(index["features"]), ensemble, members)
-
-
-def verify(folder: Path, index: dict[str, Any]) -> None:
-    """Compare every file with the digest that the index has of it.
-
-    Raises:
-        JobFailed: a file is missing or altered; names it.
-    """
-    for name, digest in index["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise JobFailed(f"the model's file {name} is missing")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise JobFailed(f"the model's file {name} is not the one that was trained (sha256)")

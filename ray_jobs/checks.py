@@ -37,12 +37,23 @@ class Estimate:
     total_s: float  # of all epochs
 
 
+@dataclass(frozen=True)
+class SweepEstimate:
+    """What the trials of a sweep will take: at least, and at most."""
+
+    num_side_by_side: int
+    num_epochs: tuple[int, int]  # of all trials
+    num_full_epochs: int  # if every trial were trained in full
+    seconds: tuple[float, float]
+
+
 @dataclass
 class Checklist:
     """Checks in the order in which they were made."""
 
     checks: list[Check] = field(default_factory=list)
-    estimate: Estimate | None = None
+    estimate: Estimate | None = None  # of a run's training, or of one trial of its sweep in full
+    sweep: SweepEstimate | None = None
 
     def add(self, check: Check) -> None:
         assert check.name not in [other.name for other in self.checks], check.name
@@ -83,6 +94,7 @@ class Checklist:
         return {
             "checks": [asdict(check) for check in self.checks],
             "estimate": asdict(self.estimate) if self.estimate else None,
+            "sweep": asdict(self.sweep) if self.sweep else None,
         }
 
 

@@ -109,18 +109,18 @@ def load_task(run: Run, data: DataSummary) -> tuple[NetworkTask, nn.Module]:
     Raises:
         JobFailed: the network's files are missing or altered.
     """
-    from safetensors.torch import load
+    from safetensors.torch import load_file
+
+    from ray_jobs.models.bundle_files import WEIGHTS, verify
 
     member = read_member_result(run, MODEL)
     if member.status != "SUCCEEDED":
         raise JobFailed(f"run {run.run_id!r} has no trained network; run its train step first")
     task = _make_task(as_trained(run), data, num_cpus=len(os.sched_getaffinity(0)))
     network = task.build(weights=False)
-    name = "weights.safetensors"
-    content = run.storage.read_bytes(run.path("checkpoints", MODEL, "trained", name))
-    if hashlib.sha256(content).hexdigest() != member.digests[name]:
-        raise JobFailed(f"the model's file {name} is not the one that was trained (sha256)")
-    network.load_state_dict(load(content))
+    with run.storage.local_folder(run.path("checkpoints", MODEL, "trained")) as folder:
+        verify(folder, {WEIGHTS: member.digests[WEIGHTS]})
+        network.load_state_dict(load_file(folder / WEIGHTS))
     network.eval()
     return task, network
 

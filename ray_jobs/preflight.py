@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +16,24 @@ from ray_jobs import ray_runtime
 from ray_jobs.checks import (
     Check,
     Checklist,
+    SweepEstimate,
     check_packages,
     check_storage,
     check_torch,
     counted,
+    duration,
     find_device,
 )
 from ray_jobs.errors import PreflightError
 from ray_jobs.result import DataSummary
 from ray_jobs.storage import Storage, brief_cause
+from ray_jobs.sweeping.budget import count_epochs, trials_side_by_side
+from ray_jobs.sweeping.search import check_search
 
 if TYPE_CHECKING:
     from ray_jobs.run import Run
     from ray_jobs.sections import ResourceSpec
+    from ray_jobs.sweeping.spec import SweepSpec
 
 REPORT = "artifacts/preflight.json"
 
@@ -57,6 +64,7 @@ def examine(spec: Any, data: DataSummary, storage: Storage) -> Checklist:
         spec: the workload's job description.
         data: its prepared dataset.
     """
+    ray_runtime.spin_briefly()  # as the workers do, whose time is estimated
     checklist = Checklist()
     checklist.add(check_packages())
     checklist.add(check_torch())
@@ -68,7 +76,7 @@ def examine(spec: Any, data: DataSummary, storage: Storage) -> Checklist:
 def add_training_checks(
     checklist: Checklist, spec: Any, data: DataSummary, storage: Storage
 ) -> None:
-    """Those of device, workers and network. `torch` has been checked before."""
+    """Those of device, workers, network and sweep. `torch` has been checked before."""
     resources = spec.resources
     checklist.make("device", lambda: find_device(resources.device), needs=["torch"])
     if not checklist.has_passed("device"):
@@ -85,8 +93,77 @@ def add_training_checks(
         return find_workers(resources, offers[0], is_gpu=is_gpu)
 
     checklist.make("workers", look)
+    if spec.sweeps:
+        check_sweep(checklist, spec, data, storage, offers, is_gpu=is_gpu)
+        return
     num_nodes = offers[0].num_nodes if offers else 1
-    check_network(checklist, spec, data, storage, num_nodes=num_nodes)
+    # Workers on a CPU share its memory; each has a GPU to itself.
+    num_sharing = 1 if is_gpu else math.ceil(resources.num_workers / num_nodes)
+    check_network(checklist, spec, data, storage, num_sharing=num_sharing)
+
+
+def check_sweep(
+    checklist: Checklist,
+    spec: Any,
+    data: DataSummary,
+    storage: Storage,
+    offers: Sequence[Offer],
+    *,
+    is_gpu: bool,
+) -> None:
+    """Add the checks of the trials of a sweep, and an estimate of what they take all together.
+
+    Args:
+        offers: what there is for them; none if that could not be found out.
+    """
+    from ray_jobs.training.preflight import check_network
+
+    sweep, num_trials = spec.sweep, 1
+
+    def fit_trials() -> str:
+        nonlocal num_trials
+        check_search(sweep)
+        num_trials = trials_side_by_side(
+            sweep, num_cpus=offers[0].num_cpus, num_gpus=offers[0].num_gpus
+        )
+        gpus = f" and {sweep.gpus_per_trial:g} GPU" if sweep.gpus_per_trial else ""
+        each = f"{sweep.cpus_per_trial:g} CPU{gpus} each"
+        return f"{num_trials} of {sweep.num_trials} side by side, {each}"
+
+    checklist.make("trials", fit_trials, needs=["workers"])
+    num_places = 1
+    if offers:
+        num_places = max(1, offers[0].num_gpus) if is_gpu else offers[0].num_nodes
+    num_sharing = math.ceil(num_trials / num_places)
+    check_network(checklist, as_one_trial(spec), data, storage, num_sharing=num_sharing)
+
+    def estimate() -> str:
+        assert checklist.estimate is not None
+        checklist.sweep = estimate_sweep(sweep, checklist.estimate.epoch_s, num_trials)
+        (least, most), (least_s, most_s) = checklist.sweep.num_epochs, checklist.sweep.seconds
+        return (
+            f"{least:,} to {most:,} epochs of all trials in about {duration(least_s)} to "
+            f"{duration(most_s)}"
+        )
+
+    checklist.make("sweep", estimate, needs=["trials", "time"])
+
+
+def as_one_trial(spec: Any) -> Any:
+    """The description of a job that trains what a trial trains, on what a trial has."""
+    num_cpus = max(1, int(spec.sweep.cpus_per_trial))
+    resources = spec.resources.model_copy(update={"num_workers": 1, "num_cpus": num_cpus})
+    train = spec.train.model_copy(update={"epochs": spec.sweep.max_epochs})
+    return spec.model_copy(update={"resources": resources, "train": train})
+
+
+def estimate_sweep(sweep: SweepSpec, epoch_s: float, num_side_by_side: int) -> SweepEstimate:
+    """What all trials take, if an epoch of each takes `epoch_s`."""
+    epochs = count_epochs(sweep)
+    bounds = (epochs.least, epochs.most)
+    # However many run side by side, the one that climbs to the top is trained in full.
+    least_s, most_s = (epoch_s * max(n / num_side_by_side, sweep.max_epochs) for n in bounds)
+    return SweepEstimate(num_side_by_side, bounds, epochs.full, (least_s, most_s))
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,14 @@ def quiet_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A thread that waits must not spin for long on the core that another needs: on a busy machine
-    # that makes a training step several times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    spin_briefly()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # else it idles 2 s a turn
+
+
+def spin_briefly() -> None:
+    """Before torch is imported: a thread of it that waits must not spin for long on the core that
+    another needs. On a busy machine that makes a training step ten times slower."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @contextmanager

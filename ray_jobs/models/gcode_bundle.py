@@ -7,8 +7,6 @@ pickle.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.data.machine_logs.windows import Frame
-from ray_jobs.errors import JobFailed
 from ray_jobs.gcode_metrics import GcodeLines
+from ray_jobs.models.bundle_files import read_network, write_network
 from ray_jobs.models.gcode_spec import GcodeModelSpec
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
     from ray_jobs.models.gcode_network import GcodeNetwork
 
-_INDEX, _WEIGHTS = "bundle.json", "weights.safetensors"
 _AT_ONCE = 256  # windows
 
 
@@ -72,20 +69,12 @@ def write_gcode_bundle(
     folder: Path, network: nn.Module, spec: GcodeModelSpec, frame: Frame
 ) -> None:
     """Write a bundle into an existing folder."""
-    from safetensors.torch import save
-
-    weights = {
-        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
-    }
-    content = save(weights)
-    (folder / _WEIGHTS).write_bytes(content)
-    index = {
+    about = {
         "model": spec.model_dump(mode="json"),
         "frame": frame.model_dump(mode="json"),
-        "learns_weights": "log_variance" in weights,
-        "files": {_WEIGHTS: hashlib.sha256(content).hexdigest()},
+        "learns_weights": "log_variance" in network.state_dict(),
     }
-    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    write_network(folder, network, about)
 
 
 def load_gcode_bundle(folder: Path) -> GcodeBundle:
@@ -94,17 +83,9 @@ def load_gcode_bundle(folder: Path) -> GcodeBundle:
     Raises:
         JobFailed: a file is missing or altered; names it.
     """
-    from safetensors.torch import load
-
     from ray_jobs.models.gcode_network import GcodeNetwork
 
-    try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        content = (folder / _WEIGHTS).read_bytes()
-    except FileNotFoundError as error:
-        raise JobFailed(f"the model's file {Path(error.filename).name} is missing") from None
-    if hashlib.sha256(content).hexdigest() != index["files"][_WEIGHTS]:
-        raise JobFailed(f"the model's file {_WEIGHTS} is not the one that was trained (sha256)")
+    index, weights = read_network(folder)
     frame = Frame.model_validate(index["frame"])
     network = GcodeNetwork(
         GcodeModelSpec.model_validate(index["model"]),
@@ -113,6 +94,6 @@ def load_gcode_bundle(folder: Path) -> GcodeBundle:
         window=frame.window,
         learns_weights=index["learns_weights"],
     )
-    network.load_state_dict(load(content))
+    network.load_state_dict(weights)
     network.eval()
     return GcodeBundle(network, frame)

@@ -7,8 +7,6 @@ pickle.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_jobs.errors import JobFailed
+from ray_jobs.models.bundle_files import read_network, write_network
 from ray_jobs.models.image_classifier import ImageInput, ImageModelSpec, build_image_classifier
 
 if TYPE_CHECKING:
     from torch import nn
-
-_INDEX, _WEIGHTS = "bundle.json", "weights.safetensors"
 
 
 class ImageBundle:
@@ -61,20 +57,12 @@ def write_image_bundle(
     image: ImageInput,
 ) -> None:
     """Write a bundle into an existing folder."""
-    from safetensors.torch import save
-
-    weights = {
-        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
-    }
-    content = save(weights)
-    (folder / _WEIGHTS).write_bytes(content)
-    index = {
+    about = {
         "model": spec.model_dump(mode="json"),
         "classes": list(classes),
         "image": asdict(image),
-        "files": {_WEIGHTS: hashlib.sha256(content).hexdigest()},
     }
-    (folder / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+    write_network(folder, network, about)
 
 
 def load_image_bundle(folder: Path) -> ImageBundle:
@@ -83,17 +71,9 @@ def load_image_bundle(folder: Path) -> ImageBundle:
     Raises:
         JobFailed: a file is missing or altered; names it.
     """
-    from safetensors.torch import load
-
-    try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        content = (folder / _WEIGHTS).read_bytes()
-    except FileNotFoundError as error:
-        raise JobFailed(f"the model's file {Path(error.filename).name} is missing") from None
-    if hashlib.sha256(content).hexdigest() != index["files"][_WEIGHTS]:
-        raise JobFailed(f"the model's file {_WEIGHTS} is not the one that was trained (sha256)")
+    index, weights = read_network(folder)
     spec = ImageModelSpec.model_validate(index["model"])
     network = build_image_classifier(spec, len(index["classes"]), weights=False)
-    network.load_state_dict(load(content))
+    network.load_state_dict(weights)
     network.eval()
     return ImageBundle(network, tuple(index["classes"]), ImageInput(**index["image"]))

@@ -93,6 +93,7 @@ class SequenceMember:
                 patience=config.patience,
                 batch_size=len(train),  # never more: a batch is bounded by its readings
                 set_learning_rate=set_learning_rate,
+                less_memory="take a smaller window or network for this member",
             ),
             validate,
             context,

@@ -16,8 +16,6 @@ from ray_jobs.metrics import NUM_ECE_BINS
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int8]
 
-_ROC_TOLERANCE = 0.001  # how far a thinned ROC curve may stray
-
 
 @dataclass(frozen=True)
 class Ranking:

@@ -30,11 +30,14 @@ class Footprint:
         return self.fixed_bytes + self.sample_bytes * self.micro_batch_size
 
 
-def find_memory(footprint: Footprint, *, available_bytes: float, num_sharing: int = 1) -> str:
+def find_memory(
+    footprint: Footprint, *, available_bytes: float, less_memory: str, num_sharing: int = 1
+) -> str:
     """Whether each of `num_sharing` workers finds its memory.
 
     Args:
         available_bytes: for all of them.
+        less_memory: what a user can do where not even one sample fits.
 
     Raises:
         PreflightError: they do not.
@@ -47,7 +50,8 @@ def find_memory(footprint: Footprint, *, available_bytes: float, num_sharing: in
     if footprint.num_bytes <= share:
         return f"{needed}, of {available}"
     fitting = (share - footprint.fixed_bytes) / footprint.sample_bytes
-    raise PreflightError(f"{needed}, but there are {available}; {advise_less_memory(int(fitting))}")
+    advice = advise_micro_batch(int(fitting), less_memory)
+    raise PreflightError(f"{needed}, but there are {available}; {advice}")
 
 
 def find_disk(storage: Storage, state_bytes: int) -> str:
@@ -72,14 +76,11 @@ def find_disk(storage: Storage, state_bytes: int) -> str:
     return f"about {in_gib(needed)} needed, {in_gib(free)} free at {place}"
 
 
-def advise_less_memory(micro_batch_size: int) -> str:
-    """What to set for so many samples to be held at once, or if not even one fits."""
-    if micro_batch_size < 1:
-        return (
-            "set model.gradient_checkpointing=true or train.precision=bf16, or take a smaller "
-            "model.name"
-        )
-    return f"set train.micro_batch_size={micro_batch_size}, or model.gradient_checkpointing=true"
+def advise_micro_batch(size: int, less_memory: str) -> str:
+    """What to do for so many samples to be held at once; if not even one fits, `less_memory`."""
+    if size < 1:
+        return less_memory
+    return f"set train.micro_batch_size={size}: the batch stays the same"
 
 
 def tensors_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

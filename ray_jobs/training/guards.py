@@ -139,6 +139,7 @@ class MemoryGuard:
     """The number of samples held at once: halved when memory runs out, the batch staying whole."""
 
     size: int
+    less_memory: str  # what a user can do where not even one sample fits
 
     def halve(self, tried: int) -> str:
         """Take note that `tried` samples were too many; returns what to say.
@@ -147,10 +148,7 @@ class MemoryGuard:
             JobFailed: not even one sample fits.
         """
         if tried <= 1:
-            raise JobFailed(
-                "memory ran out with a single sample; take a smaller model or model.image_size, "
-                "train.precision=bf16 or model.gradient_checkpointing=true"
-            )
+            raise JobFailed(f"memory ran out with a single sample; {self.less_memory}")
         self.size = max(1, tried // 2)
         return (
             f"memory ran out with {tried} samples at once; from here on {self.size} at a time, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ from ray_jobs.storage import Storage
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.guards import check_outputs
 from ray_jobs.training.learning import BatchSource, Learning
-from ray_jobs.training.recipe import choose_precision, make_recipe, prepare_model, sampler_weights
+from ray_jobs.training.recipe import make_recipe, prepare_model, sampler_weights, scoring_autocast
 from ray_jobs.training.replicas import Replicas
 from ray_jobs.training.task import NetworkTask, num_loader_processes
 
@@ -45,6 +44,11 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from ray_jobs.workloads.waste import WasteSpec
+
+_LESS_MEMORY = (
+    "set model.gradient_checkpointing=true or train.precision=bf16, or take a smaller model.name "
+    "or model.image_size"
+)
 
 
 class ImageClassification(NetworkTask):
@@ -116,21 +120,12 @@ class ImageClassification(NetworkTask):
                 metrics.append((logits.detach().argmax(dim=1) == labels).float().mean())
             return recipe.train_loss_fn(logits, labels), metrics
 
-        learning = Learning(
-            loss=loss,
-            optimizer=recipe.optimizer,
-            epochs=train.epochs,
-            patience=train.patience,
+        learning = recipe.learning(
+            train,
+            loss,
             batch_size=-(-batches.batch_size // replicas.world_size),
-            micro_batch_size=train.micro_batch_size,
             metrics=("accuracy",) if is_hard else (),
-            set_learning_rate=recipe.scheduler.step_update,
-            clip_grad_norm=train.clip_grad_norm,
-            autocast=recipe.autocast,
-            scaler=recipe.scaler,
-            ema=recipe.ema,
-            guards=train.guards,
-            checkpoint=train.checkpoint,
+            less_memory=_LESS_MEMORY,
         )
         return batches, learning
 
@@ -225,17 +220,11 @@ class ImageClassification(NetworkTask):
             for batch in batches:
                 if not len(batch):
                     continue
-                with self._autocast():
+                with scoring_autocast(self._spec.train, self.device):
                     logits = network(batch.to(self.device).tensors["image"])
                 check_outputs(logits)
                 p[[position[row] for row in batch.ids]] = torch.softmax(logits.double(), 1).cpu()
         return replicas.gather_rows(p, len(rows)).numpy()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """As in training, but for fp16, which needs a loss scale to be worth it."""
-        if choose_precision(self._spec.train, self.device) == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     @cached_property
     def _val(self) -> PictureRows:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.spec import CheckpointSpec, GuardSpec
 
+# From network and batch: the mean loss over the batch, and the means of the metrics.
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, list[Tensor]]]
+
 
 class BatchSource(Protocol):
     """Gives the batches of an epoch to one worker, in an order that only the seed decides."""
@@ -35,12 +38,13 @@ class Learning:
     """How a network learns: what a recipe gives the loop.
 
     Args:
-        loss: from network and batch, the mean loss over the batch, and the means of `metrics`.
+        loss: its metrics are those of `metrics`, in that order.
         batch_size: samples of a whole batch on this worker.
         set_learning_rate: called with the number of updates done, before each one.
+        less_memory: what a user can do where not even one sample fits into memory.
     """
 
-    loss: Callable[[nn.Module, Batch], tuple[Tensor, list[Tensor]]]
+    loss: Loss
     optimizer: torch.optim.Optimizer
     epochs: int
     patience: int
@@ -54,3 +58,4 @@ class Learning:
     ema: Ema | None = None
     guards: GuardSpec = field(default_factory=GuardSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    less_memory: str = "take a smaller network"

@@ -26,7 +26,7 @@ from ray_jobs.storage import Storage, brief_cause
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.footprint import (
     Footprint,
-    advise_less_memory,
+    advise_micro_batch,
     find_disk,
     find_memory,
     free_memory,
@@ -46,13 +46,13 @@ _BACKWARD_SHARE = 1.5  # peak : activations kept for the backward pass, seen bet
 
 
 def check_network(
-    checklist: Checklist, spec: Any, data: DataSummary, storage: Storage, *, num_nodes: int = 1
+    checklist: Checklist, spec: Any, data: DataSummary, storage: Storage, *, num_sharing: int = 1
 ) -> None:
     """Add the checks of a network and its samples, and an estimate of what its training takes.
 
     Args:
         spec: of a NetworkWorkload; its device is there.
-        num_nodes: machines that its workers are spread over.
+        num_sharing: processes like this one that share the memory of a device.
     """
     probe = _Probe(spec, data, storage)
     make = checklist.make
@@ -63,7 +63,7 @@ def check_network(
         make("recipe", probe.prepare, needs=["model"])
         make("first batch", probe.load, needs=["transforms", "recipe"])
         make("first step", probe.step, needs=["first batch"])
-        make("training memory", lambda: probe.check_memory(num_nodes), needs=["first step"])
+        make("training memory", lambda: probe.check_memory(num_sharing), needs=["first step"])
         make("checkpoints", probe.check_disk, needs=["first step"])
         make("time", probe.estimate_time, needs=["first step"])
     checklist.estimate = probe.estimate
@@ -157,12 +157,12 @@ class _Probe:
             f"{self._cost.size} at once in {self._cost.seconds:.2f} s"
         )
 
-    def check_memory(self, num_nodes: int) -> str:
-        num_workers = self._spec.resources.num_workers
-        # Workers on a CPU share its memory; each has a GPU to itself.
-        num_sharing = -(-num_workers // num_nodes) if self._device.type == "cpu" else 1
+    def check_memory(self, num_sharing: int) -> str:
         return find_memory(
-            self._footprint(), available_bytes=self._free_bytes, num_sharing=num_sharing
+            self._footprint(),
+            available_bytes=self._free_bytes,
+            less_memory=self._learning.less_memory,
+            num_sharing=num_sharing,
         )
 
     def check_disk(self) -> str:
@@ -235,7 +235,7 @@ class _Probe:
                 raise
             raise PreflightError(
                 f"memory ran out with {counted(len(batch), 'sample')} at once; "
-                f"{advise_less_memory(len(batch) // 2)}"
+                f"{advise_micro_batch(len(batch) // 2, learning.less_memory)}"
             ) from None
         finally:
             handle.remove()

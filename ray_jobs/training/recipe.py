@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ray_jobs.errors import PreflightError, SpecError
+from ray_jobs.training.learning import Learning, Loss
 from ray_jobs.training.losses import CrossEntropy, FocalLoss
 from ray_jobs.training.spec import TrainSpec
 
@@ -64,6 +65,34 @@ class Recipe:
         if num_paired:
             mixed.insert(0, self.mixup(images[:num_paired], targets[:num_paired])[1])
         return images, torch.cat(mixed)
+
+    def learning(
+        self,
+        spec: TrainSpec,
+        loss: Loss,
+        *,
+        batch_size: int,
+        metrics: tuple[str, ...],
+        less_memory: str,
+    ) -> Learning:
+        """What the loop takes: this recipe, the rest of its `train` section, and a task's loss."""
+        return Learning(
+            loss=loss,
+            optimizer=self.optimizer,
+            epochs=spec.epochs,
+            patience=spec.patience,
+            batch_size=batch_size,
+            micro_batch_size=spec.micro_batch_size,
+            metrics=metrics,
+            set_learning_rate=self.scheduler.step_update,
+            clip_grad_norm=spec.clip_grad_norm,
+            autocast=self.autocast,
+            scaler=self.scaler,
+            ema=self.ema,
+            guards=spec.guards,
+            checkpoint=spec.checkpoint,
+            less_memory=less_memory,
+        )
 
 
 def make_recipe(
@@ -163,6 +192,13 @@ def choose_precision(spec: TrainSpec, device: torch.device) -> str:
             "train.precision=auto"
         )
     return spec.precision
+
+
+def scoring_autocast(spec: TrainSpec, device: torch.device) -> AbstractContextManager[Any]:
+    """As in training, but for fp16, which needs a loss scale to be worth it."""
+    if choose_precision(spec, device) == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:

@@ -74,7 +74,8 @@ class Stepper:
         self._num_updates = 0
         self.nonfinite = NonFiniteGuard(learning.guards)
         self.samples = SampleGuard(learning.guards)
-        self._memory = MemoryGuard(learning.micro_batch_size or learning.batch_size)
+        micro_batch_size = learning.micro_batch_size or learning.batch_size
+        self._memory = MemoryGuard(micro_batch_size, learning.less_memory)
         self._buffers = BufferGuard(network.buffers())
 
     def take(self, batch: Batch, place: Place, *, wants_stop: bool) -> Outcome:

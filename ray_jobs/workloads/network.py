@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
+from ray_jobs.checks import counted
 from ray_jobs.result import DataSummary, JobResult
 from ray_jobs.sections import JobSpec
 from ray_jobs.storage import Storage
@@ -32,6 +33,7 @@ P = TypeVar("P")
 class NetworkSpec(JobSpec):
     """The job description of one network, and of a sweep over its hyperparameters."""
 
+    UNIT: ClassVar[str]  # what the network sees one of at a time
     # What trials may differ in; other sections would need other data, or another yardstick.
     SWEPT: ClassVar[tuple[str, ...]] = ("model", "train")
     TRAINED_BY: ClassVar[tuple[str, ...]] = ("model", "train", "objective", "seed")
@@ -55,8 +57,20 @@ class NetworkSpec(JobSpec):
                 "sweep.space has train.epochs, but how long a trial trains is what the sweep "
                 "decides; set sweep.max_epochs"
             )
-        check_space(self.sweep.space, {name: getattr(self, name) for name in self.SWEPT})
+        sections = {name: getattr(self, name) for name in self.SWEPT}
+        check_space(self.sweep.space, {**sections, "train": self._trial_recipe(self.sweep)})
         return self
+
+    def _trial_recipe(self, sweep: SweepSpec) -> TrainSpec:
+        """How a trial learns, but for what it tries."""
+        raw = {**self.train.model_dump(mode="json"), "epochs": sweep.max_epochs}
+        try:
+            return TrainSpec.model_validate(raw)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(
+                f"a trial trains for sweep.max_epochs={sweep.max_epochs} epochs, and train.{fault}"
+            ) from None
 
     @property
     def sweeps(self) -> bool:
@@ -64,6 +78,15 @@ class NetworkSpec(JobSpec):
 
     def families(self) -> dict[str, str]:
         return {MODEL: self.workload}
+
+    def summary(self) -> dict[str, str]:
+        """What a reader of a plan wants to know of the network and how it learns, a line each."""
+        train = self.train
+        epochs = self.sweep.max_epochs if self.sweep else train.epochs
+        return {
+            "recipe": f"{train.optimizer} with learning_rate {train.learning_rate:g}, "
+            f"{train.schedule}, batches of {train.batch_size}, at most {counted(epochs, 'epoch')}"
+        }
 
     def hyperparameters(self, member: str) -> dict[str, Any]:
         return {

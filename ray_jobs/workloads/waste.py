@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class WasteSpec(NetworkSpec):
     """The job description of a classifier of pictures."""
 
+    UNIT = "pictures"
     METRICS: ClassVar[Mapping[str, Literal["max", "min"]]] = {
         "macro_f1": "max",
         "accuracy": "max",
@@ -36,6 +37,16 @@ class WasteSpec(NetworkSpec):
 
     def families(self) -> dict[str, str]:
         return {MODEL: "timm"}
+
+    def summary(self) -> dict[str, str]:
+        model, train = self.model, self.train
+        weights = "pretrained" if model.pretrained else "from scratch"
+        against = "" if train.imbalance == "none" else f", {train.imbalance} against imbalance"
+        return {
+            "model": f"{model.name}, {weights}, {model.image_size} px",
+            "loss": f"{train.loss}{against}",
+            **super().summary(),
+        }
 
 
 class Waste(NetworkWorkload):

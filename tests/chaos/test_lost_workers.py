@@ -126,7 +126,11 @@ def test_an_interrupted_pipeline_stops_with_a_checkpoint_and_leaves_nothing_runn
     assert "nothing is left running" in stderr
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-    assert events(tmp_path, "cut")[-1]["event"] in ("checkpoint", "step_ended")
+    told = events(tmp_path, "cut")
+    assert any(event["event"] == "checkpoint" for event in told)
+    (ended,) = (e for e in told if e["event"] == "step_ended" and e["step"] == "train")
+    assert "a checkpoint is written" in ended["failure"]
+    assert ended["exit_code"] == 130
     resumed = emberline("run", "waste", "--resume", "--json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert any(event["event"] == "resumed" for event in events(tmp_path, "cut"))

@@ -49,9 +49,9 @@ def table(path: Path, text: str) -> str:
         (["report", "absent"], 2, "no run 'absent' under './runs'"),
         (["compare", "absent", "other"], 2, "no run 'absent' under './runs'"),
         (
-            ["data", "gcode", "-o", "out"],
+            ["data", "gcod", "-o", "out"],
             2,
-            "no simulator for 'gcode'; there is one for fire, waste",
+            "no simulator for 'gcod'; there is one for fire, waste, gcode",
         ),
         (["data", "fire", "-o", "out", "--generator", "x"], 2, "--generator 'x' is not one of"),
         (

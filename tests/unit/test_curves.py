@@ -67,18 +67,6 @@ def test_thinned_line_stays_within_tolerance(points: list[tuple[float, float]]) 
             assert np.hypot(*(point - line[first] - share * chord)) <= tolerance + 1e-9
 
 
-def test_roc_points_are_few_finite_and_run_from_corner_to_corner() -> None:
-    part = make_predictions(15_000)
-    fpr, tpr, thresholds = curves.roc_points(part.y, part.ensemble)
-    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-    assert 20 < len(fpr) == len(tpr) == len(thresholds) < 400
-    assert np.isfinite(thresholds).all()
-    assert (np.diff(thresholds) < 0).all()
-    area = binary_metrics(part.y, part.ensemble, THRESHOLD)["auc"]
-    assert np.trapezoid(tpr, fpr) == pytest.approx(area, abs=0.001)
-    assert curves.roc_points(np.ones(3, np.int8), np.full(3, 0.5)) == ([], [], [])
-
-
 @settings(deadline=None)
 @example([1e308, -1e308])
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=20))

@@ -48,7 +48,7 @@ def test_the_data_and_the_network_of_a_workload(tmp_path: Path) -> None:
     checklist = workload_checks("waste", *small, storage=tmp_path)
     made = {check.name: check for check in checklist.checks}
     assert checklist.failed == []
-    assert made["data"].found == "procedural (160): 112 train, 24 val, 24 test; 4 of 4 classes"
+    assert made["data"].found == "procedural (160): 112 train, 24 val, 24 test pictures; 4 classes"
     assert {"device", "workers", "first step", "time"} <= made.keys()
     assert not (tmp_path / "waste").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -82,6 +83,31 @@ def test_a_balanced_sampler_draws_rare_classes_as_often(tmp_path: Path) -> None:
     weights = [1 / 4 if label else 1 / 36 for label in rare]
     drawn = np.concatenate([training(rows, weights=weights).order(epoch) for epoch in range(50)])
     assert 0.45 < rare[drawn].mean() < 0.55
+
+
+def augmented(rows: PictureRows, *starts: tuple[int, int], **changes: object) -> list[str]:
+    """Each picture that is drawn, as a digest, from each of the epochs and batches on."""
+    source = training(rows, weights=[1.0] + [1e-9] * (len(rows) - 1), **changes)  # the first alone
+    batches = [batch for epoch, start in starts for batch in source.epoch(epoch, start)]
+    assert {row for batch in batches for row in batch.ids} == {1000}
+    images = [image for batch in batches for image in batch.tensors["image"]]
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
+
+
+def test_a_picture_drawn_again_is_augmented_anew(tmp_path: Path) -> None:
+    drawn = augmented(picture_rows(tmp_path, 12), (1, 0), (2, 0))
+    assert len(drawn) == len(set(drawn)) == 24
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_each_drawing_is_the_same_after_a_restart_and_on_any_number_of_workers(
+    tmp_path: Path, num_processes: int
+) -> None:
+    rows = picture_rows(tmp_path, 12)
+    whole = augmented(rows, (1, 0), (2, 0))
+    assert augmented(rows, (1, 2), (2, 0), num_processes=num_processes) == whole[8:]
+    two = [augmented(rows, (1, 0), (2, 0), rank=rank, world_size=2) for rank in (0, 1)]
+    assert [two[0], two[1]] == [whole[0::2], whole[1::2]]
 
 
 def test_pictures_that_fail_are_left_out_with_a_reason(tmp_path: Path) -> None:

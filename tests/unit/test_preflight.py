@@ -33,7 +33,7 @@ from ray_jobs.training import preflight as network_preflight
 from ray_jobs.training.batch import Batch
 from ray_jobs.training.footprint import Footprint, find_disk, find_memory
 from ray_jobs.training.image_classification import ImageClassification
-from tests.conftest import SMALL_WASTE
+from tests.conftest import SMALL_WASTE, assert_names_keys
 
 NAMES = [
     "packages", "torch", "storage", "device", "workers", "labels", "model", "transforms", "recipe",
@@ -455,8 +455,8 @@ def test_memory_that_runs_out(
 
     change_network(monkeypatch, hoard)
     assert only_failure(examine(spec_of(), data, Storage(root)), "first step") == (
-        "memory ran out with 4 samples at once; set train.micro_batch_size=2, or "
-        "model.gradient_checkpointing=true"
+        "memory ran out with 4 samples at once; set train.micro_batch_size=2: the batch stays "
+        "the same"
     )
 
 
@@ -474,21 +474,29 @@ def test_one_sample_at_once_is_too_few_for_batchnorm(
 
 def test_less_memory_than_training_needs() -> None:
     footprint = Footprint(fixed_bytes=GIB, sample_bytes=GIB / 8, micro_batch_size=64)
-    assert find_memory(footprint, available_bytes=16 * GIB) == (
+    assert find_memory(footprint, available_bytes=16 * GIB, less_memory="") == (
         "training needs about 9.0 GiB with 64 samples at once, of 16.0 GiB available"
     )
     with pytest.raises(PreflightError) as caught:
-        find_memory(footprint, available_bytes=16 * GIB, num_sharing=2)
+        find_memory(footprint, available_bytes=16 * GIB, less_memory="", num_sharing=2)
     assert str(caught.value) == (
         "each worker needs about 9.0 GiB with 64 samples at once, but there are 8.0 GiB available "
-        "for each; set train.micro_batch_size=56, or model.gradient_checkpointing=true"
+        "for each; set train.micro_batch_size=56: the batch stays the same"
     )
     with pytest.raises(PreflightError) as caught:
-        find_memory(footprint, available_bytes=GIB)
-    assert str(caught.value).endswith(
-        "; set model.gradient_checkpointing=true or train.precision=bf16, or take a smaller "
-        "model.name"
+        find_memory(footprint, available_bytes=GIB, less_memory="take a smaller model.name")
+    assert str(caught.value).endswith("; take a smaller model.name")
+
+
+def test_the_advice_where_memory_does_not_hold_one_picture(
+    spec_of: Callable, task: ImageClassification
+) -> None:
+    _, learning = task.prepare(task.build(weights=False))
+    assert learning.less_memory == (
+        "set model.gradient_checkpointing=true or train.precision=bf16, or take a smaller "
+        "model.name or model.image_size"
     )
+    assert_names_keys(learning.less_memory, spec_of())
 
 
 @given(st.data())
@@ -498,11 +506,13 @@ def test_the_advice_on_memory_helps(data: st.DataObject) -> None:
     fixed, sample = data.draw(st.integers(0, 10**12)), data.draw(st.integers(1, 10**10))
     available = fixed + fitting * sample + data.draw(st.integers(0, sample - 1))
     with pytest.raises(PreflightError) as caught:
-        find_memory(Footprint(fixed, sample, micro_batch_size), available_bytes=available)
+        find_memory(
+            Footprint(fixed, sample, micro_batch_size), available_bytes=available, less_memory=""
+        )
     advised = re.search(r"set train\.micro_batch_size=(\d+)", str(caught.value))
     assert advised is not None
     assert int(advised[1]) == fitting
-    find_memory(Footprint(fixed, sample, fitting), available_bytes=available)
+    find_memory(Footprint(fixed, sample, fitting), available_bytes=available, less_memory="")
 
 
 def test_less_disk_than_a_run_needs(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from numpy.typing import NDArray
 
 from ray_jobs.data import simulator
@@ -364,28 +363,16 @@ def test_smoke_detection_yields_a_run_from_path_and_label_alone(storage: Storage
     ]
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import boto3
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="emberline")
-    yield "s3://emberline"
-    server.stop()
-
-
 def test_from_s3_to_s3(bucket: str, csv: Path) -> None:
     import boto3
 
-    boto3.client("s3").upload_file(str(csv), "emberline", "in/rooms.csv")
-    storage = Storage(f"{bucket}/runs")
-    spec: dict[str, Any] = {"path": f"{bucket}/in", "label_column": "fire", "group_column": "room"}
+    boto3.client("s3").upload_file(str(csv), bucket, "in/rooms.csv")
+    storage = Storage(f"s3://{bucket}/runs")
+    spec: dict[str, Any] = {
+        "path": f"s3://{bucket}/in",
+        "label_column": "fire",
+        "group_column": "room",
+    }
     summary = run(storage, **spec)
     assert json.loads(storage.read_text(f"{summary.path}/dataset.json"))["path"] == summary.path
     assert len(load_rows(storage, summary, "test")) == summary.splits["test"].num_rows

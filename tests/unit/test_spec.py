@@ -238,9 +238,13 @@ def test_a_description_is_swept_only_when_asked() -> None:
     assert load_spec("gcode", sweeps=True).sweeps
     with pytest.raises(SpecError, match="fire cannot be swept; waste and gcode can"):
         load_spec("fire", sweeps=True)
-    with pytest.raises(
-        SpecError, match=r"waste\.yaml: sweep: this key is required; say what"
-    ):
+    with pytest.raises(SpecError, match=r"waste\.yaml: sweep: this key is required; say what"):
         load_spec("waste", sweeps=True)
     with pytest.raises(SpecError, match=r"--set sweep\.num_trials: it belongs to emberline sweep"):
         load_spec("gcode", overrides=["sweep.num_trials=3"])
+    with pytest.raises(SpecError, match=r"max_epochs=2 epochs, and train\.warmup_epochs=3 leaves"):
+        load_spec(
+            "gcode",
+            overrides=["sweep.max_epochs=2", "sweep.grace_epochs=1", "train.warmup_epochs=3"],
+            sweeps=True,
+        )

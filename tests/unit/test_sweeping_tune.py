@@ -217,7 +217,7 @@ def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         only.run(make_trial(), seed=4)
     assert str(caught.value) == (
-        f"{FOLDER} holds a sweep with another sweep section, objective, seed or data; "
+        f"{FOLDER} holds a sweep with another sweep section, objective, seed or data; take another "
         "--run-id, or repeat the first options to go on with it"
     )
     state = tmp_path / FOLDER / "checkpoints/sweep.json"

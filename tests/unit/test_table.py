@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from ray_jobs.data.table import Table, content_digest, find_files, read_table
 from ray_jobs.errors import DataError
@@ -181,22 +179,6 @@ def test_the_digest_is_of_names_and_bytes(tmp_path: Path) -> None:
     assert digest() != first
     write(tmp_path, "a.csv", "x\n1\n").rename(tmp_path / "b.csv")
     assert digest() != first
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import boto3
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="readings")
-    yield "readings"
-    server.stop()
 
 
 def test_tables_on_s3(bucket: str) -> None:

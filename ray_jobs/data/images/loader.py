@@ -1,8 +1,9 @@
 """Pictures as batches for training and scoring. Imports torch: for the code that trains.
 
-The order of an epoch and the augmentation of each picture come from the seed, the epoch and the
-picture alone, whatever the number of loader processes: a run can be taken up at any batch. The
-loader reads ahead over the end of an epoch.
+The order of an epoch comes from the seed and the epoch alone, the augmentation of a picture from
+its place in that order, whatever the number of workers and loader processes: a run can be taken up
+at any batch, and a picture drawn twice is augmented in two ways. The loader reads ahead over the
+end of an epoch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,12 @@ from ray_jobs.data.images.manifest import PictureRows, read_bytes
 from ray_jobs.training.batch import Batch
 
 Transform = Callable[[Image], Tensor]
-_Place = tuple[int, int]  # epoch, and the picture's position in its rows
+
+
+class _Place(NamedTuple):
+    epoch: int
+    number: int  # in the epoch's order
+    position: int  # of the picture, in its rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Pictures(Dataset[_Sample]):
         return len(self.rows)
 
     def __getitem__(self, place: _Place) -> _Sample:
-        epoch, position = place
+        position = place.position
         row_id, label = int(self.rows.row_id[position]), int(self.rows.label[position])
         try:
             image, _ = decode(read_bytes(self.rows.path[position]), max_pixels=self.max_pixels)
@@ -65,7 +71,7 @@ class Pictures(Dataset[_Sample]):
         except OSError as error:
             return _Sample(row_id, label, None, f"unreadable: {type(error).__name__}")
         if self.seed is not None:
-            _seed_all(self.seed, epoch, row_id)
+            _seed_all(self.seed, place.epoch, place.number)
         tensor = self.transform(image)
         wanted = (3, self.image_size, self.image_size)
         if tuple(tensor.shape) != wanted:
@@ -145,7 +151,7 @@ class TrainingBatches:
     weights: Sequence[float] | None = None
     pin_memory: bool = False
     _batches: Iterator[Batch] = field(init=False, default=iter(()))
-    _next: _Place = field(init=False, default=(0, 0))  # that `_batches` gives next
+    _next: tuple[int, int] = field(init=False, default=(0, 0))  # epoch and batch, of `_batches`
 
     @property
     def num_batches(self) -> int:
@@ -188,8 +194,10 @@ class _Places:
             order = source.order(epoch)
             first = self.start if epoch == self.epoch else 0
             for number in range(first, source.num_batches):
-                batch = order[number * source.batch_size : (number + 1) * source.batch_size]
-                yield [(epoch, int(i)) for i in batch[source.rank :: source.world_size]]
+                start = number * source.batch_size
+                drawn = enumerate(order[start : start + source.batch_size], start)
+                batch = [_Place(epoch, place, int(position)) for place, position in drawn]
+                yield batch[source.rank :: source.world_size]
 
 
 def scoring_batches(
@@ -204,7 +212,7 @@ def scoring_batches(
     """This worker's pictures, every `world_size`-th, in the order of their rows."""
     mine = range(rank, len(pictures), world_size)
     places = [
-        [(0, position) for position in mine[start : start + batch_size]]
+        [_Place(0, position, position) for position in mine[start : start + batch_size]]
         for start in range(0, len(mine), batch_size)
     ]
     return _loader(pictures, places, num_processes, pin_memory=pin_memory)

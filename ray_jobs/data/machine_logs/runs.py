@@ -121,7 +121,8 @@ def _gcode(table: Table, data: MachineLogsSpec, logs: Logs) -> list[str]:
     if data.gcode_column not in names:
         raise DataError(
             f"{file}: no column {data.gcode_column!r} with the G-code in force"
-            f"{nearest(data.gcode_column, names)}. Set data.gcode_column"
+            f"{nearest(data.gcode_column, names)}. Set data.gcode_column; if the file is no log, "
+            "name the logs alone, such as data.path='logs/run_*.csv'"
         )
     lines = [
         (text or "").strip()

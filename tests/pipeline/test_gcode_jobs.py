@@ -43,7 +43,7 @@ def test_a_run_is_tested_beside_its_rivals_and_repeats_itself(tmp_path: Path) ->
     words = ("run", "gcode", "--run-id", "one", "--json", *arguments(*SMALL_GCODE))
     done = emberline(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for said in ("epoch 3/3", "param_value_acc", "best composite_acc", "patience", "lr "):
+    for said in ("epoch 3/3", "param_value", "best composite", "patience", "lr "):
         assert said in done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "SUCCEEDED"
