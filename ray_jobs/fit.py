@@ -1,4 +1,4 @@
-"""The training of a network: the guarded loop on Ray Train's workers, or in a trial of a sweep.
+"""The training of a network: the guarded loop on Ray's workers, or in a trial of a sweep.
 
 The run's own checkpoints are what a lost worker, a lost node or a lost driver goes on from: Ray
 restarts the workers, the same run id restarts the driver, and both read the same folder.
@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from ray_jobs.result import DataSummary, MemberResult
 from ray_jobs.run import Run
 from ray_jobs.stopping import sigterm_asks_to_stop, wait_or_stop
 from ray_jobs.sweeping.winner import as_trained, as_trial, winner_checkpoints
+from ray_jobs.workers import run_workers
 from ray_jobs.workloads.network import MODEL, VAL, NetworkWorkload
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from ray_jobs.training.checkpoints import CheckpointStore
     from ray_jobs.training.task import NetworkTask
 
-MAX_WORKER_FAILURES = 3  # restarts of the workers before the job fails
 _OUTCOME = "outcome.json"
 _ERRORS: tuple[type[EmberlineError], ...] = (Stopped, RetryableError, JobFailed)
 
@@ -132,44 +133,22 @@ def _train(run: Run) -> MemberResult:
     outcome_path = run.path("checkpoints", MODEL, _OUTCOME)
     if run.storage.exists(outcome_path):
         run.storage.delete(outcome_path)
+    name = f"{run.run_id}-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     with ray_runtime.session(run.spec.resources):
-        import ray.train
-        from ray.train.torch import TorchTrainer
-
-        resources = run.spec.resources
-        num_cpus = ray_runtime.cpus_per_worker(resources)
-        is_gpu = choose_device(resources.device).type == "cuda"
-        attempt = f"{run.run_id}-{datetime.now(UTC):%Y%m%d%H%M%S%f}"  # a name used once
-        with tempfile.TemporaryDirectory(prefix="emberline-train-") as scratch:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={"run": run.uri, "num_cpus": num_cpus},
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=resources.num_workers,
-                    use_gpu=is_gpu,
-                    resources_per_worker={"CPU": num_cpus, **({"GPU": 1} if is_gpu else {})},
-                ),
-                run_config=ray.train.RunConfig(
-                    name=attempt,
-                    storage_path=scratch,
-                    failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
-                ),
-            )
-            try:
-                wait_or_stop(run, trainer.fit)
-            except ray.train.TrainingFailedError as error:
-                raise JobFailed(f"the training workers failed: {_last_line(error)}") from error
+        work = partial(run_workers, _worker, {"run": run.uri}, run.spec.resources, name=name)
+        wait_or_stop(run, work)
     return _read_outcome(run)
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One of Ray Train's workers. What a user should read of its end goes to storage: an exception
-    would be taken for a lost worker, and the training repeated."""
+    """One of the workers. What a user should read of its end goes to storage: an exception would be
+    taken for a lost worker, and the training repeated."""
     import torch
 
     run = as_trained(Run.at(config["run"]))
     torch.set_num_threads(config["num_cpus"])
-    rank = torch.distributed.get_rank()
+    is_group = torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if is_group else 0
     try:
         outcome = _train_here(run, read_data(run), rank, config["num_cpus"])
     except EmberlineError as error:
@@ -177,7 +156,8 @@ def _worker(config: dict[str, Any]) -> None:
         run.storage.write_text(
             run.path("checkpoints", MODEL, "traceback.txt"), traceback.format_exc()
         )
-        torch.distributed.destroy_process_group()  # the others must not wait for this one
+        if is_group:
+            torch.distributed.destroy_process_group()  # the others must not wait for this one
     except RuntimeError:  # such as the end of the connection to a worker that gave up
         if not run.storage.exists(run.path("checkpoints", MODEL, _OUTCOME)):
             raise
@@ -291,8 +271,3 @@ def _read_outcome(run: Run) -> MemberResult:
 def _digest(run: Run, data: DataSummary) -> str:
     parts = (run.spec.digest(*run.spec.TRAINED_BY), data.digest)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

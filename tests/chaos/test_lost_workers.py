@@ -53,10 +53,10 @@ def wait_for_epoch(cwd: Path, run_id: str, epoch: int, timeout_s: float = 120) -
         time.sleep(0.05)
 
 
-def training_worker(driver: int) -> psutil.Process:
+def training_worker(driver: int, run_id: str) -> psutil.Process:
     """The process of the driver's family in which the training function runs."""
     for process in psutil.Process(driver).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
+        if " ".join(process.cmdline()).startswith(f"ray::{run_id}-"):
             return process
     raise AssertionError("no training worker is running")
 
@@ -82,7 +82,7 @@ def test_a_killed_worker_is_restarted_and_goes_on(
     for epoch in (2, 9):
         wait_for_epoch(tmp_path, "worker", epoch)
         time.sleep(rng.uniform(0, 0.3))
-        os.kill(training_worker(process.pid).pid, signal.SIGKILL)
+        os.kill(training_worker(process.pid, "worker").pid, signal.SIGKILL)
     result = finish(process)
     resumed = [event for event in events(tmp_path, "worker") if event["event"] == "resumed"]
     assert len(resumed) == 2
