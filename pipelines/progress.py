@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.markup import escape
 
-from ray_jobs.events import read_events
+from ray_jobs.events import Follower
 from ray_jobs.run import Run
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Display(ABC):
         self._console = console
         self._metric = run.spec.objective.metric
         self._step = "starting"
-        self._earlier = read_events(run.storage, run.folder)  # of an earlier attempt
-        self._num_seen = len(self._earlier)
+        self._journal = Follower(run.storage, run.folder)
+        self._earlier = self._journal.read_new()  # of an earlier attempt
         self._started_at = time.monotonic()
         self._polled_at = 0.0
         self._live: Live | None = None
@@ -75,10 +75,8 @@ class Display(ABC):
         if not force and time.monotonic() - self._polled_at < _REDRAW_INTERVAL_S:
             return
         self._polled_at = time.monotonic()
-        events = read_events(self._run.storage, self._run.folder)
-        for event in events[self._num_seen :]:
+        for event in self._journal.read_new():
             self._take(event)
-        self._num_seen = len(events)
         if self._live:
             self._live.update(self._screen())
 

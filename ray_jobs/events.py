@@ -16,6 +16,7 @@ Every event has `time` (UTC, ISO 8601), `step` and `event`; the rest depends on 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +33,16 @@ _FLUSH_INTERVAL_S = 10.0
 class Journal:
     """Appends events of one step. Several processes may write to one run at the same time.
 
-    On a local storage they share `events.jsonl`. An object store cannot append: there each writer
-    keeps its own `events-<step>.jsonl`, rewritten at most every 10 s and when it closes.
+    On a local storage they share `events.jsonl`. An object store cannot append: there each writer,
+    and each attempt, keeps an `events-<step>-<token>.jsonl`, rewritten at most every 10 s and when
+    it closes.
     """
 
     def __init__(self, storage: Storage, folder: str, step: str):
         self._storage = storage
         self._step = step
-        self._path = f"{folder}/{FILE}" if storage.is_local else f"{folder}/events-{step}.jsonl"
+        own = f"events-{step}-{secrets.token_hex(4)}.jsonl"
+        self._path = f"{folder}/{FILE if storage.is_local else own}"
         self._lines: list[str] = []
         self._flushed_at = time.monotonic()
 
@@ -82,15 +85,43 @@ class Journal:
 def read_events(storage: Storage, folder: str) -> list[dict[str, Any]]:
     """All events of a run so far, in time order. A line that a writer has not finished is left
     out."""
-    names = [path for path in storage.list(folder) if path.rpartition("/")[2].startswith("events")]
-    events = []
-    for name in names:
-        for line in storage.read_text(name).splitlines():
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
+    return Follower(storage, folder).read_new()
+
+
+class Follower:
+    """Reads a run's events as they come, each once: a long journal is not read from the start every
+    time."""
+
+    def __init__(self, storage: Storage, folder: str):
+        self._storage, self._folder = storage, folder
+        self._offsets: dict[str, int] = {}  # file -> bytes that have been read
+
+    def read_new(self) -> list[dict[str, Any]]:
+        """Events that were not read before, in time order."""
+        events = []
+        for path in self._storage.list(self._folder):
+            if not path.rpartition("/")[2].startswith("events"):
                 continue
-    return sorted(events, key=lambda event: event["time"])
+            for line in self._new_lines(path):
+                try:
+                    events.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return sorted(events, key=lambda event: event["time"])
+
+    def _new_lines(self, path: str) -> list[bytes]:
+        offset = self._offsets.get(path, 0)
+        content = self._content_from(path, offset)
+        end = content.rfind(b"\n") + 1
+        self._offsets[path] = offset + end
+        return content[:end].splitlines()
+
+    def _content_from(self, path: str, offset: int) -> bytes:
+        if not self._storage.is_local:
+            return self._storage.read_bytes(path)[offset:]
+        with self._storage.local(path).open("rb") as file:
+            file.seek(offset)
+            return file.read()
 
 
 def step_seconds(events: list[dict[str, Any]]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from ray_jobs.training.batch import Batch
 from ray_jobs.training.gcode_batches import WindowBatches, lines_of, make_batch
 from ray_jobs.training.gcode_loss import GcodeLoss
 from ray_jobs.training.learning import BatchSource, Learning
-from ray_jobs.training.recipe import choose_precision, make_recipe, prepare_model
+from ray_jobs.training.recipe import make_recipe, prepare_model, scoring_autocast
 from ray_jobs.training.replicas import Replicas
 from ray_jobs.training.task import NetworkTask
 
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 
 _SCORED_AT_ONCE = 256  # windows
 _P = len(PARAMETERS)
+_LESS_MEMORY = (
+    "set train.precision=bf16, or take a smaller model.hidden_dim, model.num_layers or data.window"
+)
 
 
 class GcodeDecoding(NetworkTask):
@@ -87,28 +89,23 @@ class GcodeDecoding(NetworkTask):
 
         def loss(network: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
             assert isinstance(network, GcodeNetwork)
-            heads = network(batch.tensors["x"], batch.tensors["mask"])
-            return objective(network, heads, batch), self._train_metrics(network, heads, batch)
+            x, mask = batch.tensors["x"], batch.tensors["mask"]
+            heads, rows = network(x, mask, with_rows=True)
+            total = objective(network, heads, batch)
+            if weight := self._spec.loss.rows:
+                total = total + weight * objective.of_rows(network, rows, batch)
+            return total, self._train_metrics(network, heads, batch)
 
         constant = gcode_metrics(
             lines_of(self._val), constant_lines(lines_of(windows), len(self._val)), allowed
         )
         self.notes += wide_tolerances(constant, "val")
-        learning = Learning(
-            loss=loss,
-            optimizer=recipe.optimizer,
-            epochs=train.epochs,
-            patience=train.patience,
+        learning = recipe.learning(
+            train,
+            loss,
             batch_size=-(-batches.batch_size // replicas.world_size),
-            micro_batch_size=train.micro_batch_size,
             metrics=HEAD_METRICS[1:],
-            set_learning_rate=recipe.scheduler.step_update,
-            clip_grad_norm=train.clip_grad_norm,
-            autocast=recipe.autocast,
-            scaler=recipe.scaler,
-            ema=recipe.ema,
-            guards=train.guards,
-            checkpoint=train.checkpoint,
+            less_memory=_LESS_MEMORY,
         )
         return batches, learning
 
@@ -202,8 +199,9 @@ class GcodeDecoding(NetworkTask):
 
     def check_output(self, output: Any, batch: Batch) -> None:
         wanted = [(len(batch), len(self._frame.commands)), (len(batch), _P), (len(batch), _P)]
-        is_heads = isinstance(output, Heads)
-        got = [tuple(part.shape) for part in output] if is_heads else []
+        heads = output[0] if type(output) is tuple else output  # those of the rows stand beside
+        is_heads = isinstance(heads, Heads)
+        got = [tuple(part.shape) for part in heads] if is_heads else []
         if not is_heads or [got[0], got[1], got[2][:2]] != wanted:
             raise PreflightError(
                 f"the network gives {got} for {len(batch)} windows, not command, param_type and "
@@ -256,7 +254,7 @@ class GcodeDecoding(NetworkTask):
         with torch.inference_mode():
             for start in range(0, len(mine), _SCORED_AT_ONCE):
                 batch = make_batch(windows, mine[start : start + _SCORED_AT_ONCE]).to(self.device)
-                with self._autocast():
+                with scoring_autocast(self._spec.train, self.device):
                     heads = network(batch.tensors["x"], batch.tensors["mask"])
                 said = [
                     heads.command.argmax(dim=1, keepdim=True),
@@ -284,12 +282,6 @@ class GcodeDecoding(NetworkTask):
         ids = [row for row, is_seen in zip(batch.ids, seen.tolist(), strict=True) if is_seen]
         loss = self._loss(network, Heads(*(part[seen] for part in heads)), Batch(tensors, ids))
         return float(loss) * num, num
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """As in training, but for fp16, which needs a loss scale to be worth it."""
-        if choose_precision(self._spec.train, self.device) == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
     @property
     def _val(self) -> Windows:
