@@ -16,9 +16,8 @@ from torch.nn import functional
 from ray_jobs.data.machine_logs.gcode import PARAMETERS
 from ray_jobs.models.gcode_spec import GcodeModelSpec
 
-NUM_BINS = 8  # of a feature's piecewise linear encoding
-BIN_RANGE = 2.0  # standard deviations either way that the bins span
-SMOOTH_L1_BETA = 0.1  # standard deviations: beyond that an error counts as it is, not squared
+BIN_RANGE = 2.0  # standard deviations either way that the bins of a feature span
+SMOOTH_L1_BETA = 0.01  # standard deviations: beyond that an error counts as it is, not squared
 
 
 class Heads(NamedTuple):
@@ -50,7 +49,8 @@ class GcodeNetwork(nn.Module):
     ):
         super().__init__()
         hidden = spec.hidden_dim
-        self.embed = RowEmbedding(num_features, hidden)
+        self.sensor_dropout = spec.sensor_dropout
+        self.embed = RowEmbedding(num_features, hidden, spec.num_bins)
         encoders = {"transformer": TransformerEncoder, "lstm": LSTMEncoder}
         self.encoder = encoders[spec.encoder](spec, window)
         self.pooling = Pooling(hidden, spec.num_heads, spec.dropout)
@@ -67,14 +67,29 @@ class GcodeNetwork(nn.Module):
             nn.Parameter(torch.zeros(len(Heads._fields))) if learns_weights else None
         )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Heads:
-        """Scaled rows x [B, T, F], 0 where not measured, and the mask [B, T, F], True where they
-        are."""
-        pooled = self.dropout(self.pooling(self.encoder(self.embed(x, mask))))
+    def forward(
+        self, x: Tensor, mask: Tensor, *, with_rows: bool = False
+    ) -> Heads | tuple[Heads, Heads]:
+        """What the heads say of each window; `with_rows`, of each of its rows as well, [B, T, ...].
+
+        Args:
+            x: scaled rows [B, T, F], 0 where not measured.
+            mask: [B, T, F], True where they are.
+        """
+        if self.training and self.sensor_dropout:
+            chance = torch.rand(len(x), 1, x.shape[2], device=x.device)
+            mask = mask & (chance >= self.sensor_dropout)
+            x = x * mask
+        rows = self.encoder(self.embed(x, mask))
+        heads = self._read(self.pooling(rows))
+        return (heads, self._read(rows)) if with_rows else heads
+
+    def _read(self, hidden: Tensor) -> Heads:
+        hidden = self.dropout(hidden)
         # bf16 has three digits, and values want four.
-        with torch.autocast(pooled.device.type, enabled=False):
-            pooled = pooled.float()
-            return Heads(self.command(pooled), self.param_type(pooled), self.param_value(pooled))
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            return Heads(self.command(hidden), self.param_type(hidden), self.param_value(hidden))
 
 
 class RowEmbedding(nn.Module):
@@ -84,16 +99,16 @@ class RowEmbedding(nn.Module):
 
     low: Tensor
 
-    def __init__(self, num_features: int, hidden_dim: int):
+    def __init__(self, num_features: int, hidden_dim: int, num_bins: int):
         super().__init__()
-        edges = torch.linspace(-BIN_RANGE, BIN_RANGE, NUM_BINS + 1)
+        edges = torch.linspace(-BIN_RANGE, BIN_RANGE, num_bins + 1)
         self.register_buffer("low", edges[:-1], persistent=False)
-        self.linear = nn.Linear((2 + NUM_BINS) * num_features, hidden_dim)
+        self.linear = nn.Linear((2 + num_bins) * num_features, hidden_dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Rows [B, T, F] and their mask [B, T, F] -> [B, T, H]."""
         known = mask.to(x.dtype)
-        filled = ((x[..., None] - self.low) * (NUM_BINS / (2 * BIN_RANGE))).clamp(0, 1)
+        filled = ((x[..., None] - self.low) * (len(self.low) / (2 * BIN_RANGE))).clamp(0, 1)
         bins = (filled * known[..., None]).flatten(-2)
         return self.linear(torch.cat([x, known, bins], dim=-1))
 
@@ -194,7 +209,7 @@ class ValueRegression(nn.Module):
                 self.std[p] = std if std > 0 else 1.0
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[B, H] -> [B, P]."""
+        """[..., H] -> [..., P]."""
         return self.linear(pooled)
 
     def decode(self, output: Tensor) -> Tensor:
@@ -226,7 +241,7 @@ class ValueDigits(nn.Module):
         """Digits need no statistics."""
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[B, H] -> logits [B, P, D]: of plus and minus, then of 0..9 digit by digit."""
+        """[..., H] -> logits [..., P, D]: of plus and minus, then of 0..9 digit by digit."""
         return self.linear(pooled).unflatten(-1, (len(PARAMETERS), -1))
 
     def decode(self, output: Tensor) -> Tensor:

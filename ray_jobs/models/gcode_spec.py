@@ -24,6 +24,8 @@ class GcodeModelSpec(Section):
     num_heads: Annotated[int, Field(ge=1)] = 8  # of attention; the pooling has them under lstm, too
     num_layers: Annotated[int, Field(ge=1)] = 3
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    sensor_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # whole ones, window by window
+    num_bins: Annotated[int, Field(ge=1)] = 8  # of a feature's encoding: how finely it is read
     value_head: Literal["regression", "digits"] = "digits"
     integer_digits: Annotated[int, Field(ge=1, le=6)] = 2  # of value_head=digits, beside the sign
     decimal_digits: Annotated[int, Field(ge=0, le=6)] = 4
@@ -62,6 +64,7 @@ class GcodeLossSpec(Section):
     focal_gamma: NonNegative = 2.0
     class_weights: bool = False  # of commands, inverse to their windows in train
     head_weights: HeadWeights | Literal["learned"] = HeadWeights()
+    rows: NonNegative = 1.0  # what the lines of all rows of a window count, beside its own line
 
 
 def _check_tolerance(value: float | str) -> float | str:

@@ -46,14 +46,18 @@ class WindowBatches:
 
 def make_batch(windows: Windows, index: NDArray[np.int64]) -> Batch:
     """Tensors `x` and `mask` [B, T, F], `command` [B], `param_type` and `param_value` [B, P], whose
-    values are 0 where not set."""
+    values are 0 where not set; and as `row_...` those of every row, [B, T] and [B, T, P]."""
     x, mask = windows.batch(index)
+    row_command, row_value = windows.row_targets(index)
     arrays = {
         "x": x,
         "mask": mask,
         "command": windows.command[index],
         "param_type": windows.param_type[index],
         "param_value": np.nan_to_num(windows.param_value[index], nan=0.0).astype(np.float32),
+        "row_command": row_command,
+        "row_param_type": ~np.isnan(row_value),
+        "row_param_value": np.nan_to_num(row_value, nan=0.0).astype(np.float32),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(tensors, windows.row_id[index].tolist())

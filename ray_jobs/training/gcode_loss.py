@@ -59,6 +59,20 @@ class GcodeLoss:
         assert network.log_variance is not None, "loss.head_weights=learned"
         return (torch.exp(-network.log_variance) * losses + network.log_variance / 2).sum()
 
+    def of_rows(self, network: GcodeNetwork, rows: Heads, batch: Batch) -> Tensor:
+        """The loss of the lines in force at all rows of a batch, a mean over rows.
+
+        Deep supervision of the encoder: a window has one target of its own, and as many lines in
+        force as rows. A row without a line, or with a command that train's windows lack, adds 0.
+
+        Args:
+            rows: what the heads say of each row, [B, T, ...].
+        """
+        known = batch.tensors["row_command"] >= 0
+        targets = {name: batch.tensors[f"row_{name}"][known] for name in Heads._fields}
+        heads = Heads(*(part[known] for part in rows))
+        return self(network, heads, Batch(targets, [])) * known.float().mean()
+
     def by_head(self, network: GcodeNetwork, heads: Heads, batch: Batch) -> Tensor:
         """Of command, param_type and param_value, each a mean over windows. Shape [3]."""
         is_set = batch.tensors["param_type"].float()

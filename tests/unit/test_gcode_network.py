@@ -58,6 +58,12 @@ def batch(num: int = 8, seed: int = 0) -> Batch:
         "param_type": is_set,
         "param_value": torch.randn(num, P, generator=generator) * is_set,
     }
+    rows_set = torch.rand(num, 6, P, generator=generator) > 0.5
+    tensors |= {
+        "row_command": torch.randint(-1, 4, (num, 6), generator=generator),
+        "row_param_type": rows_set,
+        "row_param_value": torch.randn(num, 6, P, generator=generator) * rows_set,
+    }
     return Batch(tensors, list(range(num)))
 
 
@@ -93,7 +99,7 @@ def test_order_of_rows_matters() -> None:
 
 
 def test_bins_fill_one_after_the_other_and_not_where_nothing_is_measured() -> None:
-    embedding = RowEmbedding(1, 4)
+    embedding = RowEmbedding(1, 4, num_bins=8)
     seen: list[torch.Tensor] = []
     embedding.linear.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     x = torch.tensor([[-9.0], [-1.75], [0.25], [9.0], [0.0]])
@@ -105,6 +111,20 @@ def test_bins_fill_one_after_the_other_and_not_where_nothing_is_measured() -> No
         [9.0, 1.0] + [1.0] * 8,
         [0.0, 0.0] + [0.0] * 8,
     ]
+
+
+def test_sensors_drop_out_whole_and_only_in_training() -> None:
+    of, given = network(sensor_dropout=0.5), batch(64)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    of.embed.register_forward_pre_hook(lambda _module, args: seen.append(args))
+    said(of, given)
+    said(of.train(), given)
+    (x, mask), (dropped_x, dropped_mask) = seen
+    assert torch.equal(mask, given.tensors["mask"])
+    kept = dropped_mask.any(dim=1)  # [B, F]
+    assert torch.equal(dropped_mask, mask & kept[:, None])
+    assert torch.equal(dropped_x, x * dropped_mask)
+    assert 0.3 < kept.float().mean() < 0.7
 
 
 def test_rows_that_are_all_the_same_have_a_gradient() -> None:
@@ -132,9 +152,9 @@ def test_regression_in_standard_deviations() -> None:
     assert head.std.tolist() == [1.0, 1.0, 1.0, 1.0, 1.0]
     head.fit(torch.tensor([[10.0] * P, [30.0] * P]))
     assert head.decode(torch.full((1, P), 1.5)).tolist() == [[35.0] * P]
-    losses = head.losses(torch.zeros(1, P), torch.tensor([[20.0, 20.5, 21.0, 30.0, 40.0]]))
-    # Smooth L1 with beta 0.1: d^2 / 0.2 below, d - 0.05 above.
-    assert losses[0].tolist() == pytest.approx([0.0, 0.0125, 0.05, 0.95, 1.95], abs=1e-6)
+    losses = head.losses(torch.zeros(1, P), torch.tensor([[20.0, 20.05, 20.1, 30.0, 40.0]]))
+    # Smooth L1 with beta 0.01: d^2 / 0.02 below, d - 0.005 above.
+    assert losses[0].tolist() == pytest.approx([0.0, 0.00125, 0.005, 0.995, 1.995], abs=1e-6)
 
 
 @settings(max_examples=60)
@@ -204,9 +224,9 @@ def test_by_hand() -> None:
     given.tensors |= {
         "command": torch.tensor([0, 1]),
         "param_type": torch.tensor([[True] * P, [False] * P]),
-        "param_value": torch.tensor([[1.05] * P, [0.0] * P]),
+        "param_value": torch.tensor([[1.005] * P, [0.0] * P]),
     }
-    values = P * 1.0 / 2 / 2.5  # five errors of 1.05 - 0.05, over two windows
+    values = P * 1.0 / 2 / 2.5  # five errors of 1.005 - 0.005, over two windows
     assert loss_of().by_head(of, heads, given).tolist() == pytest.approx(
         [np.log(4), np.log(2), values]
     )
@@ -228,6 +248,34 @@ def test_learned_weights_balance_the_heads() -> None:
         of.log_variance.copy_(torch.log(2 * by_head))
     loss(of, said(of, given), given).backward()
     assert of.log_variance.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("value_head", ["regression", "digits"])
+def test_rows_are_supervised_as_windows_of_their_own(value_head: str) -> None:
+    of, given = network(value_head=value_head), batch(9)
+    heads, rows = of(given.tensors["x"], given.tensors["mask"], with_rows=True)
+    assert torch.equal(heads.command, said(of, given).command)
+    assert [tuple(part.shape[:3]) for part in rows] == [(9, 6, 4), (9, 6, P), (9, 6, P)]
+    loss = loss_of(class_weights=True)
+    by_row = 0.0
+    for i in range(9):
+        for t in range(6):
+            row = {name: given.tensors[f"row_{name}"][i : i + 1, t] for name in Heads._fields}
+            if row["command"] >= 0:
+                one = Heads(*(part[i : i + 1, t] for part in rows))
+                by_row += loss(of, one, Batch(row, [0])).item() / 54
+    assert loss.of_rows(of, rows, given).item() == pytest.approx(by_row, rel=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_its_rows() -> None:
+    of, whole = network(), batch(9)
+
+    def of_rows(part: Batch) -> float:
+        _, rows = of(part.tensors["x"], part.tensors["mask"], with_rows=True)
+        return loss_of().of_rows(of, rows, part).item()
+
+    total = sum(of_rows(part) * len(part) for part in whole.parts(4)) / 9
+    assert total == pytest.approx(of_rows(whole), rel=1e-5)
 
 
 def test_something_must_count() -> None:
@@ -303,6 +351,8 @@ def windows(x: np.ndarray, command: np.ndarray, value: np.ndarray) -> Windows:
         run=np.zeros(num, np.int64),
         operation=np.zeros(num, np.int64),
         row_id=np.arange(num),
+        row_command=np.repeat(command, length),
+        row_value=np.repeat(value, length, axis=0),
         operations=("face1",),
         frame=frame,
     )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ray_jobs.data.dataset import SPLITS
+from ray_jobs.data.machine_logs.gcode import PARAMETERS
 from ray_jobs.data.machine_logs.motion import ACCELERATION, follow
 from ray_jobs.data.machine_logs.prepare import prepare_machine_logs
 from ray_jobs.data.machine_logs.runs import Run, operation_of, read_runs
@@ -32,6 +33,8 @@ from ray_jobs.data.table import find_files
 from ray_jobs.errors import DataError
 from ray_jobs.result import DataSummary
 from ray_jobs.storage import Storage
+
+REAL = Path(__file__).parents[3] / "shared/data/gcode_cnc_bantam/runs"
 
 
 def quiet(kind: str, **fields: object) -> None: ...
@@ -168,7 +171,8 @@ def test_files_without_gcode_are_refused(tmp_path: Path) -> None:
         read_runs(find_files(str(path)), MachineLogsSpec(path=str(path), gcode_column="gcode_str"))
     assert str(raised.value) == (
         "face_1.csv: no column 'gcode_str' with the G-code in force (did you mean "
-        "'gcode_string'?). Set data.gcode_column"
+        "'gcode_string'?). Set data.gcode_column; if the file is no log, name the logs alone, such "
+        "as data.path='logs/run_*.csv'"
     )
     path = log(tmp_path, "face_2.csv", ["", "(none)"])
     with pytest.raises(DataError, match=r"face_2.csv: no row has G-code in column 'gcode_string'"):
@@ -243,6 +247,26 @@ def test_a_logged_modal_code_tells_what_lines_between_rows_set() -> None:
     assert find_modal_code([mixed], [targets]) is None
 
 
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real logs of gcode_cnc_bantam")
+def test_the_logged_code_is_the_truth_where_the_last_command_seen_is_not() -> None:
+    """An arc of these programs states its radius, and a straight line cannot."""
+    files = find_files(str(REAL / "*_00[23]_aligned.csv.gz"))
+    runs = read_runs(files, MachineLogsSpec(path=str(REAL))).runs
+    targets = [row_targets(run) for run in runs]
+    code = find_modal_code(runs, targets)
+    assert code is not None
+    assert code.column == "momo"
+    num_wrong = {"inherit": 0, "logged": 0}
+    for run, seen in zip(runs, targets, strict=True):
+        logged, _ = apply_modal_code(run, seen, code)
+        has_radius = seen.sets[:, PARAMETERS.index("R")]
+        for name, of_run in (("inherit", seen), ("logged", logged)):
+            is_arc = np.isin(np.array(of_run.command, object), ["G2", "G3"])
+            num_wrong[name] += int(((is_arc != has_radius) & ~seen.is_stated).sum())
+    assert num_wrong["logged"] == 0
+    assert num_wrong["inherit"] > 1000
+
+
 # windows
 
 
@@ -307,15 +331,20 @@ def test_splits_never_share_a_run(counts: list[int], protocol: Any, seed: int) -
     assert (of_run == of_run[:, :1]).all()
     assert set(assigned.tolist()) == {0, 1, 2}
     by_operation = {
-        op: {int(s) for s, o in zip(of_run[:, 0], operations, strict=True) if o == op}
+        op: [int(s) for s, o in zip(of_run[:, 0], operations, strict=True) if o == op]
         for op in operations
     }
     if protocol == "by_operation":
-        assert all(len(splits) == 1 for splits in by_operation.values())
+        assert all(len(set(splits)) == 1 for splits in by_operation.values())
     else:
-        for op, splits in by_operation.items():
+        spare = len(names) - len(by_operation)
+        num_held = int((of_run[:, 0] > 0).sum())
+        assert num_held == min(max(2, round(0.3 * len(names))), spare)
+        assert abs(int((of_run[:, 0] == 1).sum()) - int((of_run[:, 0] == 2).sum())) <= 1
+        for splits in by_operation.values():
             assert 0 in splits
-            assert splits == {0, 1, 2} or operations.count(op) < 3
+            share = num_held * (len(splits) - 1) / spare
+            assert abs(len(splits) - splits.count(0) - share) < 1, "a quota, up or down"
     # the order in which runs are listed does not matter
     order = np.random.default_rng(seed).permutation(len(names))
     shuffled = assign_splits(
@@ -328,10 +357,51 @@ def test_splits_never_share_a_run(counts: list[int], protocol: Any, seed: int) -
     assert shuffled.tolist() == of_run[order, 0].tolist()
 
 
+def test_nine_operations_of_three_runs() -> None:
+    """70 / 15 / 15 of 27 runs is 19 / 4 / 4: eight operations give up one run, and one none."""
+    operations = [f"op{i}" for i in range(9) for _ in range(3)]
+    seen = set()
+    for seed in range(20):
+        assigned = assign_splits(
+            np.arange(27), [str(i) for i in range(27)], operations, MachineSplit(), seed=seed
+        )
+        assert np.bincount(assigned).tolist() == [19, 4, 4]
+        held = np.array(operations)[assigned > 0].tolist()
+        assert len(set(held)) == 8
+        seen.add(tuple(assigned))
+    assert len(seen) == 20, "the seed draws the runs"
+
+
+@pytest.mark.parametrize(
+    ("counts", "shares", "of_splits"),
+    [
+        ([3], (0.7, 0.15, 0.15), [1, 1, 1]),
+        ([2, 2], (0.7, 0.15, 0.15), [2, 1, 1]),
+        ([3, 1, 1], (0.7, 0.15, 0.15), [3, 1, 1]),
+        ([10, 10], (0.5, 0.4, 0.1), [10, 8, 2]),
+        ([40], (0.8, 0.05, 0.15), [32, 2, 6]),
+    ],
+)
+def test_shares_of_runs_by_hand(
+    counts: list[int], shares: tuple[float, float, float], of_splits: list[int]
+) -> None:
+    operations = [f"op{i}" for i, count in enumerate(counts) for _ in range(count)]
+    n = len(operations)
+    split = MachineSplit(train=shares[0], val=shares[1], test=shares[2])
+    assigned = assign_splits(np.arange(n), [str(i) for i in range(n)], operations, split, seed=0)
+    assert np.bincount(assigned, minlength=3).tolist() == of_splits
+
+
 @pytest.mark.parametrize(
     ("protocol", "operations", "message"),
     [
-        ("by_run", ["a", "b", "c", "d"], "data.split=by_run leaves val empty: no operation has"),
+        (
+            "by_run",
+            ["a", "a", "b", "c"],
+            "data.split=by_run needs runs to spare for val and test, as each operation keeps one "
+            "in train, but there are 4 runs of 3 operations; three of one are the least, or two of "
+            "two. Add runs, set data.operation_pattern",
+        ),
         ("by_operation", ["a", "a", "b"], "data.split=by_operation needs three operations, but"),
     ],
 )
@@ -352,8 +422,13 @@ def test_a_prepared_dataset(
 ) -> None:
     assert summary.source == "simulator:12 runs"
     assert summary.label == "command"
-    leaks = {"line", "momo", "feed", "posx", "posy", "posz", "mpox", "mpoy", "mpoz"}
-    assert summary.leakage.excluded_columns.keys() == leaks
+    targets = {
+        "line": "line", "momo": "command", "feed": "F", "posx": "X", "posy": "Y", "posz": "Z",
+        "mpox": "X", "mpoy": "Y", "mpoz": "Z",
+    }  # fmt: skip
+    assert {leak.column: leak.target for leak in summary.leakage.columns} == targets
+    assert all(leak.refused and leak.evidence for leak in summary.leakage.columns)
+    assert not summary.leakage.excluded_columns.keys() & targets.keys()
     assert {"x_motor", "table.Ax", "frame.RMS"} <= set(summary.features)
     groups = [set(windows.run.tolist()) for windows in loaded.values()]
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
@@ -391,6 +466,11 @@ def test_windows_hold_the_rows_and_the_target_of_their_run(loaded: dict[str, Win
         targets = row_targets(run)
         assert val.commands[val.command[i]] == targets.command[start + 63]
         np.testing.assert_array_equal(val.param_value[i], targets.values[start + 63])
+        (command,), (value,) = val.row_targets(np.array([i]))
+        seen = [val.commands[c] if c != UNSEEN else None for c in command]
+        wanted = targets.command[start : start + 64]
+        assert seen == [c if c in val.commands else None for c in wanted]
+        np.testing.assert_array_equal(value, targets.values[start : start + 64])
 
 
 def test_the_same_again_is_found_and_another_seed_is_another(
@@ -430,6 +510,19 @@ def test_a_sensor_that_a_run_lacks_is_masked(tmp_path: Path) -> None:
         assert x[~lacks][..., j].all()
 
 
+def test_columns_can_be_chosen_by_name_or_pattern(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    summary = prepare(storage, feature_columns=["*_motor", "table.Ax", "posx"])
+    assert summary.features == ["table.Ax", "x_motor", "y_motor", "z_motor"], "a leak stays out"
+    assert summary.leakage.excluded_columns["spindle"] == "not among data.feature_columns"
+    with pytest.raises(DataError) as raised:
+        prepare(storage, feature_columns=["x_moter"])
+    assert str(raised.value) == (
+        "data.feature_columns names 'x_moter', which is no column of the logs (did you mean "
+        "'x_motor'?)"
+    )
+
+
 def test_published_says_that_it_leaks(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     summary = prepare(storage, split="published")
@@ -439,7 +532,9 @@ def test_published_says_that_it_leaks(tmp_path: Path) -> None:
         warning.startswith("data.split=published leaks, by design: overlapping windows of one run")
         for warning in summary.warnings
     )
-    assert any(note.startswith("kept: 'mpox' is the value of X") for note in summary.leakage.notes)
+    mpox = next(leak for leak in summary.leakage.columns if leak.column == "mpox")
+    assert (mpox.target, mpox.refused) == ("X", False)
+    assert mpox.evidence.startswith("is the value of X")
     train, val = (load_windows(storage, summary, name) for name in ("train", "val"))
     assert set(train.run.tolist()) & set(val.run.tolist()), "as in the earlier work"
     shares = [split.num_rows for split in summary.splits.values()]

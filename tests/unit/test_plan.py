@@ -25,6 +25,9 @@ SMALL_GCODE = (
     "model={hidden_dim: 16, num_heads: 2, num_layers: 1}",
     "train.epochs=2",
     "train.warmup_epochs=0",
+    "model.value_head=digits",
+    "loss.head_weights={command: 1.0, param_type: 1.0, param_value: 1.0}",
+    "train.learning_rate=1.0e-3",
 )
 
 

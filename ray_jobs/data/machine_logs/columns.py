@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Sequence
 
@@ -9,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.data.machine_logs.runs import Run
+from ray_jobs.data.table import nearest
 from ray_jobs.errors import DataError
 
 MIN_STD = 1e-9  # of a column, relative to its size: less is rounding
 
 
 def choose_columns(
-    runs: Sequence[Run], masks: Sequence[NDArray[np.bool_]], min_run_share: float
+    runs: Sequence[Run],
+    masks: Sequence[NDArray[np.bool_]],
+    min_run_share: float,
+    wanted: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The columns to learn from, sorted by name, and why the others are left out.
 
@@ -23,13 +28,24 @@ def choose_columns(
         runs: those that train has rows of.
         masks: each run's rows [R] that are in train; nothing else is looked at.
         min_run_share: of the runs that must have measured a column.
+        wanted: names, or patterns as of files, of the columns to choose among; empty: all.
 
     Raises:
-        DataError: no column is left.
+        DataError: no column is left, or what is wanted is not there.
     """
     excluded: dict[str, str] = {}
     chosen: list[str] = []
-    for column in sorted(set().union(*(run.columns for run in runs))):
+    there = sorted(set().union(*(run.columns for run in runs)))
+    for pattern in wanted:
+        if not any(fnmatch.fnmatchcase(column, pattern) for column in there):
+            raise DataError(
+                f"data.feature_columns names {pattern!r}, which is no column of the logs"
+                f"{nearest(pattern, there)}"
+            )
+    for column in there:
+        if wanted and not any(fnmatch.fnmatchcase(column, pattern) for pattern in wanted):
+            excluded[column] = "not among data.feature_columns"
+            continue
         parts = [
             run.columns[column][mask] if column in run.columns else np.full(mask.sum(), np.nan)
             for run, mask in zip(runs, masks, strict=True)

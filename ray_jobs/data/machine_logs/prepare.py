@@ -28,7 +28,7 @@ from ray_jobs.data.machine_logs.windows import (
 from ray_jobs.data.prepared import read_summary, write_summary
 from ray_jobs.data.table import DataFile, content_digest, find_files, nearest
 from ray_jobs.errors import DataError
-from ray_jobs.result import DataSummary, LeakageReport, SplitSummary
+from ray_jobs.result import ColumnLeak, DataSummary, LeakageReport, SplitSummary
 from ray_jobs.storage import Storage
 
 __all__ = ["load_windows", "prepare_machine_logs"]
@@ -124,7 +124,10 @@ def _write(
     in_train = source.train_rows(data.window)
     learned = [i for i, mask in enumerate(in_train) if mask.any()]
     columns, excluded = choose_columns(
-        [source.runs[i] for i in learned], [in_train[i] for i in learned], data.min_run_share
+        [source.runs[i] for i in learned],
+        [in_train[i] for i in learned],
+        data.min_run_share,
+        data.feature_columns,
     )
     rows = _leak_rows(source, in_train, learned, columns)
     leaks = find_leaks(rows, seed=seed)
@@ -138,8 +141,6 @@ def _write(
         write_run(storage, folder, index, matrix, targets, features)
         emit("progress", done=index + 1, total=len(matrices), unit="runs")
     write_windows(storage, folder, source.windows, source.split, frame)
-    refused = {leak.column: leak.evidence for leak in leaks if leak.column not in kept}
-    allowed = [leak for leak in leaks if leak.column in kept]
     summary = DataSummary(
         source=f"machine-logs:{data.path}" if data.path else f"simulator:{data.runs} runs",
         path=folder,
@@ -151,13 +152,17 @@ def _write(
         grouped_by={"by_run": "run", "by_operation": "operation"}.get(data.protocol),
         num_dropped=source.logs.num_dropped,
         leakage=LeakageReport(
-            excluded_columns={
-                **source.logs.not_numeric,
-                **excluded,
-                **copies,
-                **refused,
-            },
-            notes=[*source.notes, *(f"kept: {leak.column!r} {leak.evidence}" for leak in allowed)],
+            columns=[
+                ColumnLeak(
+                    column=leak.column,
+                    target=leak.target,
+                    refused=leak.column not in kept,
+                    evidence=leak.evidence,
+                )
+                for leak in leaks
+            ],
+            excluded_columns={**source.logs.not_numeric, **excluded, **copies},
+            notes=source.notes,
         ),
         warnings=[*source.logs.warnings, *warnings, *_doubts(source, frame, data)],
     )

@@ -42,6 +42,7 @@ class MachineLogsSpec(Section):
     nonfinite: Literal["mask", "refuse"] = "mask"  # cells that are inf
     max_empty_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of a run's cells
     min_run_share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of train's runs that have a sensor
+    feature_columns: list[str] = []  # names, or patterns such as *.RMS; default: all that serve
     leaks: Literal["exclude", "refuse"] = "exclude"  # columns that give a target away
     allow_leaks: list[str] = []  # kept on purpose; published keeps mpox, mpoy, mpoz
     split: MachineSplit = MachineSplit()

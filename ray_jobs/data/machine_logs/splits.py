@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ from ray_jobs.data.dataset import SPLITS
 from ray_jobs.data.machine_logs.spec import MachineSplit
 from ray_jobs.errors import DataError
 
+T = TypeVar("T")
+
 _TRAIN, _VAL, _TEST = range(len(SPLITS))
+_ROUNDING = 1e-9  # 3 x (1 / 3) is a whole seat
 
 
 def assign_splits(
@@ -46,40 +50,45 @@ def assign_splits(
 
 
 def _by_run(runs: dict[int, tuple[str, str]], split: MachineSplit, seed: int) -> dict[int, int]:
-    """Each operation in train, and as far as its runs go in val and in test."""
-    of_run: dict[int, int] = {}
-    totals = [0, 0, 0]
-    for operation in sorted({operation for operation, _ in runs.values()}):
-        members = sorted(
-            (i for i, (of, _) in runs.items() if of == operation), key=lambda i: runs[i][1]
+    """Whole runs, stratified by operation: each keeps one in train, and gives up as near its share
+    as whole runs can, by largest remainders (Hamilton); val and test take them in turn."""
+    operations = _shuffled(sorted({of for of, _ in runs.values()}), seed)
+    members = {
+        operation: _shuffled(
+            sorted((i for i, (of, _) in runs.items() if of == operation), key=lambda i: runs[i][1]),
+            seed,
+            operation,
         )
-        members = _generator(seed, operation).permutation(members).tolist()
-        num_val, num_test = _held_out(len(members), split, fewer_test=totals[_TEST] < totals[_VAL])
-        assigned = [_VAL] * num_val + [_TEST] * num_test
-        assigned += [_TRAIN] * (len(members) - len(assigned))
-        of_run |= zip(members, assigned, strict=True)
-        for s in assigned:
-            totals[s] += 1
-    for s in (_VAL, _TEST):
-        if not totals[s]:
-            raise DataError(
-                f"data.split=by_run leaves {SPLITS[s]} empty: no operation has enough runs "
-                f"({len(runs)} runs of {len({of for of, _ in runs.values()})} operations; three of "
-                "one operation are the least). Add runs, set data.operation_pattern so that runs "
-                "of one program share a name, or take data.split=by_operation"
-            )
+        for operation in operations
+    }
+    spare = [len(members[operation]) - 1 for operation in operations]
+    if sum(spare) < 2:
+        raise DataError(
+            f"data.split=by_run needs runs to spare for val and test, as each operation keeps one "
+            f"in train, but there are {len(runs)} runs of {len(operations)} operations; three of "
+            "one are the least, or two of two. Add runs, set data.operation_pattern so that runs "
+            "of one program share a name, or take data.split=by_operation"
+        )
+    num_held = min(max(2, round(len(runs) * (split.val + split.test))), sum(spare))
+    of_run = dict.fromkeys(runs, _TRAIN)
+    taken = {_VAL: 0, _TEST: 0}
+    for operation, num in zip(operations, _apportion(num_held, spare), strict=True):
+        for run in members[operation][:num]:
+            # The one further behind its share; test at first.
+            into = _VAL if taken[_VAL] * split.test < taken[_TEST] * split.val else _TEST
+            of_run[run] = into
+            taken[into] += 1
+    assert all(taken.values()), "two held out are one of each"
     return of_run
 
 
-def _held_out(num_runs: int, split: MachineSplit, *, fewer_test: bool) -> tuple[int, int]:
-    """How many of an operation's runs go to val and to test; at least one stays in train."""
-    if num_runs < len(SPLITS):
-        return (0, num_runs - 1) if fewer_test else (num_runs - 1, 0)
-    num_val = max(1, round(num_runs * split.val))
-    num_test = max(1, round(num_runs * split.test))
-    while num_val + num_test >= num_runs:
-        num_val, num_test = (num_val - 1, num_test) if num_val > 1 else (num_val, num_test - 1)
-    return num_val, num_test
+def _apportion(seats: int, sizes: Sequence[int]) -> list[int]:
+    """Seats in proportion to sizes, whole ones by largest remainders; no more than the size."""
+    quotas = np.array(sizes) * (seats / sum(sizes))
+    given = np.floor(quotas + _ROUNDING).astype(int)
+    ranked = np.argsort(given - quotas, kind="stable")  # of equals the earlier
+    given[ranked[: seats - given.sum()]] += 1
+    return given.tolist()
 
 
 def _by_operation(runs: dict[int, str], split: MachineSplit, seed: int) -> dict[int, int]:
@@ -92,12 +101,21 @@ def _by_operation(runs: dict[int, str], split: MachineSplit, seed: int) -> dict[
             "data.operation_pattern, or take data.split=by_run"
         )
     order = np.random.default_rng(seed).permutation(operations).tolist()
-    num_val, num_test = _held_out(len(order), split, fewer_test=False)
+    num_val, num_test = _held_out(len(order), split)
     of_operation = {
         name: _VAL if k < num_val else _TEST if k < num_val + num_test else _TRAIN
         for k, name in enumerate(order)
     }
     return {i: of_operation[operation] for i, operation in runs.items()}
+
+
+def _held_out(num_operations: int, split: MachineSplit) -> tuple[int, int]:
+    """How many operations go to val and to test; at least one stays in train."""
+    num_val = max(1, round(num_operations * split.val))
+    num_test = max(1, round(num_operations * split.test))
+    while num_val + num_test >= num_operations:
+        num_val, num_test = (num_val - 1, num_test) if num_val > 1 else (num_val, num_test - 1)
+    return num_val, num_test
 
 
 def _shuffled_windows(
@@ -109,7 +127,8 @@ def _shuffled_windows(
     return np.searchsorted(np.round(cuts), position, side="right").astype(np.int8)
 
 
-def _generator(seed: int, name: str) -> np.random.Generator:
-    """Of one operation: which other operations there are does not move its runs."""
+def _shuffled(items: list[T], seed: int, name: str = "") -> list[T]:
+    """By the seed and a name of their own, so that one list's order does not move another's."""
     head = hashlib.sha256(name.encode()).digest()[:8]
-    return np.random.default_rng([seed, int.from_bytes(head, "big")])
+    rng = np.random.default_rng([seed, int.from_bytes(head, "big")])
+    return [items[i] for i in rng.permutation(len(items)).tolist()]

@@ -67,7 +67,9 @@ def find_modal_code(runs: Sequence[Run], targets: Sequence[RowTargets]) -> Modal
     """The column whose values stand one to one for the commands that lines state, if there is one.
 
     A log has one row where a controller runs many short lines: the line that set the mode is often
-    between two rows, and the last one seen is then not the one in force.
+    between two rows, and the last one seen is then not the one in force. Of the Bantam logs' lines
+    without a command, all that the code calls arcs state a radius and no other does; by the last
+    one seen, 2,900 lines without a radius would be arcs.
     """
     best = None
     for column in sorted(set().union(*(run.columns for run in runs))):

@@ -78,6 +78,8 @@ class Windows:
     run: NDArray[np.int64]  # [N] index into the frame's runs: the independent unit
     operation: NDArray[np.int64]  # [N] index into `operations`
     row_id: NDArray[np.int64]  # [N] unique, stable across runs
+    row_command: NDArray[np.int64]  # [R] of every row; UNSEEN where there is no line, too
+    row_value: NDArray[np.float64]  # [R, P] of every row; NaN where its line does not set it
     operations: tuple[str, ...]
     frame: Frame
 
@@ -96,8 +98,18 @@ class Windows:
         self, index: NDArray[np.int64] | slice
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Scaled rows x [B, T, F] and the mask [B, T, F]: True where the cell is measured."""
-        rows = self.start[index][:, None] + np.arange(self.frame.window)
+        rows = self._rows(index)
         return self.values[rows], self.measured[rows]
+
+    def row_targets(
+        self, index: NDArray[np.int64] | slice
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Commands [B, T] and values [B, T, P] of every row of windows."""
+        rows = self._rows(index)
+        return self.row_command[rows], self.row_value[rows]
+
+    def _rows(self, index: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        return self.start[index][:, None] + np.arange(self.frame.window)
 
     def digest(self) -> str:
         """sha256 of the sorted row ids: two splits with the same digest hold the same windows."""
@@ -219,35 +231,34 @@ def load_windows(storage: Storage, summary: DataSummary, split: str) -> Windows:
     if row_digest(row_id) != summary.splits[split].digest:
         raise _damaged(storage, f"{summary.path}/windows.parquet")
     number = {command: i for i, command in enumerate(frame.commands)}
-    values, measured, offset = [], [], 0
+    values, measured, row_command, row_value, offset = [], [], [], [], 0
     first = np.zeros(len(run), np.int64)
-    command = np.full(len(run), UNSEEN, np.int64)
-    param_value = np.empty((len(run), len(PARAMETERS)))
     for index in np.unique(run).tolist():
         rows = _read(storage, run_path(summary.path, index))
         x = np.column_stack([rows[f"x{j}"] for j in range(len(frame.features))])
         scaled, known = frame.scaled(x.astype(np.float64))
         values.append(scaled)
         measured.append(known)
-        of_run = run == index
-        first[of_run] = offset
-        row = target_row[of_run]
-        command[of_run] = [number.get(name, UNSEEN) for name in rows["command"][row]]
-        for p, name in enumerate(PARAMETERS):
-            param_value[of_run, p] = rows[name][row]
+        row_command.append(np.array([number.get(c, UNSEEN) for c in rows["command"]], np.int64))
+        row_value.append(np.column_stack([rows[name] for name in PARAMETERS]))
+        first[run == index] = offset
         offset += len(x)
+    commands, param_values = np.concatenate(row_command), np.concatenate(row_value)
+    param_value = param_values[first + target_row]
     operations = tuple(sorted(set(frame.operations)))
     of_run_index = np.array([operations.index(name) for name in frame.operations], np.int64)
     return Windows(
         values=np.concatenate(values),
         measured=np.concatenate(measured),
         start=first + start,
-        command=command,
+        command=commands[first + target_row],
         param_type=~np.isnan(param_value),
         param_value=param_value,
         run=run,
         operation=of_run_index[run],
         row_id=row_id,
+        row_command=commands,
+        row_value=param_values,
         operations=operations,
         frame=frame,
     )
