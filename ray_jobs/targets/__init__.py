@@ -1,0 +1,30 @@
+"""Every target by name. A new target is one file here and one line below."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ray_jobs.errors import SpecError
+
+if TYPE_CHECKING:  # a job description has sections of targets: it imports this package
+    from ray_jobs.sections import JobSpec
+    from ray_jobs.targets.base import Target
+
+_MODULES = {
+    "local": "ray_jobs.targets.local",
+    "ray": "ray_jobs.targets.ray",
+}
+NAMES = tuple(_MODULES)
+
+
+def connect(name: str, spec: JobSpec) -> Target:
+    """The target of this name, with the settings of a job description; its module is imported only
+    now.
+
+    Raises:
+        SpecError: there is none, or the description lacks what the target needs.
+    """
+    if name not in _MODULES:
+        raise SpecError(f"no target {name!r}; there is {', '.join(NAMES)}")
+    return import_module(_MODULES[name]).connect(spec)

@@ -1,0 +1,70 @@
+"""Names of a run at the services that carry it out: valid there, readable, and distinct for
+distinct runs.
+
+A name that had to be changed ends in a digest of the run, so it cannot be read back: the run id
+itself travels in a tag or in the metadata of the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+_DIGEST_LENGTH = 10  # 40 bits
+_DIGEST_END = re.compile(rf"-[0-9a-f]{{{_DIGEST_LENGTH}}}")
+_MAX_RAY = 100  # Ray sets no limit, but a log file is named after the job
+_MAX_SAGEMAKER = 63
+_MAX_RAYJOB = 47
+
+
+def sagemaker_name(workload: str, run_id: str) -> str:
+    """A training job's name: at most 63 of letters, digits and single hyphens between them.
+
+    Source: TrainingJobName in the SageMaker API reference, CreateTrainingJob.
+    """
+    return _name(workload, run_id, allowed="A-Za-z0-9", max_length=_MAX_SAGEMAKER)
+
+
+def ray_submission_id(workload: str, run_id: str, attempt: int = 1) -> str:
+    """A Ray job's submission id. Attempts after the first are numbered behind a `~`, which no run
+    id can hold."""
+    assert attempt >= 1, attempt
+    name = _name(workload, run_id, allowed="A-Za-z0-9._", max_length=_MAX_RAY)
+    return name if attempt == 1 else f"{name}~{attempt}"
+
+
+def rayjob_name(workload: str, run_id: str) -> str:
+    """A Kubernetes RayJob's name: a DNS-1123 label of at most 47 characters that begins with a
+    letter, for the services that KubeRay derives from it must (DNS-1035).
+
+    Source: the length that KubeRay's validation leaves for its suffixes.
+    """
+    return _name(workload, run_id.lower(), allowed="a-z0-9", max_length=_MAX_RAYJOB, of=run_id)
+
+
+def _name(
+    workload: str, run_id: str, *, allowed: str, max_length: int, of: str | None = None
+) -> str:
+    """`<workload>-<run_id>` where that is valid, else what can be kept of it and a digest.
+
+    Args:
+        allowed: characters of a regular expression's set, beside the hyphen.
+        of: the run id as it was given, if it was changed before.
+    """
+    text = f"{workload}-{run_id}"
+    name = re.sub(f"[^{allowed}]+", "-", text).strip("-._")
+    if not re.match("[A-Za-z]", name):
+        name = f"run-{name}".rstrip("-")
+    # Behind a workload without hyphens, the first hyphen tells where the run id begins.
+    is_unchanged = name == text and of in (None, run_id) and "-" not in workload
+    if is_unchanged and len(name) <= max_length and not _ends_like_a_digest(name):
+        return name
+    identity = json.dumps([workload, run_id if of is None else of])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGEST_LENGTH]
+    return f"{name[: max_length - _DIGEST_LENGTH - 1].rstrip('-._')}-{digest}"
+
+
+def _ends_like_a_digest(name: str) -> bool:
+    """Such a name could be that of another run, whose name was changed."""
+    return _DIGEST_END.fullmatch(name[-_DIGEST_LENGTH - 1 :]) is not None

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_jobs.container import SPEC_PARTS, STORAGE, main, progress_line, read_job
+from ray_jobs.errors import DataError, SpecError
+from ray_jobs.models.bundle_files import read_index, verify
+from ray_jobs.run import Run
+from ray_jobs.spec import load_spec
+from ray_jobs.targets.sagemaker_request import metric_definitions, training_job_request
+from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from tests.conftest import SMALL_GCODE
+
+RUN = "20261121-120000-abcd"
+SAGEMAKER = SageMakerSpec(
+    role_arn="arn:aws:iam::123456789012:role/emberline",
+    image_uri="123456789012.dkr.ecr.eu-west-1.amazonaws.com/emberline:0.1.0",
+)
+SMALL_FIRE = (
+    "data.samples=600",
+    "members=[logistic_regression]",
+    "resources.num_cpus=1",
+)
+
+
+def write_tree(
+    base: Path,
+    workload: str,
+    *overrides: str,
+    channels: dict[str, str] | None = None,
+    hosts: tuple[str, ...] = ("algo-1",),
+    values: dict[str, str] | None = None,
+) -> None:
+    """What SageMaker writes for a request of ours before it starts the container."""
+    spec = load_spec(workload, overrides=overrides, storage="s3://runs/team")
+    request = training_job_request(
+        spec, SAGEMAKER, run_id=RUN, name="a", owner="ada", channels=channels
+    )
+    config = base / "input" / "config"
+    config.mkdir(parents=True)
+    write(config / "hyperparameters.json", {**request["HyperParameters"], **(values or {})})
+    write(
+        config / "resourceconfig.json",
+        {"current_host": hosts[0], "hosts": list(hosts), "network_interface_name": "eth0"},
+    )
+    if channels:
+        write(
+            config / "inputdataconfig.json",
+            {name: {"TrainingInputMode": "File"} for name in channels},
+        )
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def start(base: Path) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.container", "train"],
+        env={**environment, "EMBERLINE_ML_DIR": str(base)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def failure(base: Path) -> str:
+    return (base / "output" / "failure").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EMBERLINE_ML_DIR", str(tmp_path))
+    return tmp_path
+
+
+# What the container is told
+
+
+def test_the_job_is_read_from_what_sagemaker_writes(tmp_path: Path) -> None:
+    write_tree(tmp_path, "gcode")
+    job = read_job(tmp_path)
+    assert job.spec == load_spec("gcode", storage=str(tmp_path / "checkpoints"))
+    assert (job.run_id, job.current_host, job.channels) == (RUN, "algo-1", {})
+
+
+def test_several_hosts_share_a_storage(tmp_path: Path) -> None:
+    hosts = ("algo-1", "algo-2")
+    write_tree(tmp_path / "a", "fire", hosts=hosts, values={STORAGE: "s3://runs/team"})
+    assert read_job(tmp_path / "a").spec.storage == "s3://runs/team"
+    write_tree(tmp_path / "b", "fire", hosts=hosts)
+    with pytest.raises(SpecError, match=r"2 hosts need the hyperparameter emberline\.storage"):
+        read_job(tmp_path / "b")
+
+
+def test_a_channel_without_files_is_named(tmp_path: Path) -> None:
+    write_tree(tmp_path, "fire", channels={"data": "s3://rows/fire/"})
+    with pytest.raises(DataError, match="channel 'data' has no files; look at the S3 prefix"):
+        read_job(tmp_path)
+    (tmp_path / "input/data/data").mkdir(parents=True)
+    with pytest.raises(DataError):
+        read_job(tmp_path)
+
+
+def test_two_hosts_do_not_train_the_same_job_twice(here: Path) -> None:
+    write_tree(here, "fire", hosts=("algo-1", "algo-2"), values={STORAGE: str(here / "runs")})
+    assert main(["train"]) == 2
+    assert failure(here) == ("2 hosts: this image trains on one; set sagemaker.instance_count: 1")
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("hyperparameters.json", "{", "hyperparameters.json: not written by SageMaker: Expecting"),
+        ("hyperparameters.json", "[]", "a mapping is expected, not a list"),
+        ("hyperparameters.json", "{}", f"the hyperparameter {SPEC_PARTS.format(0)} is missing"),
+        (
+            "hyperparameters.json",
+            json.dumps({SPEC_PARTS.format(0): '{"workload": "fire"'}),
+            "the hyperparameters emberline.spec.*: Expecting",
+        ),
+        (
+            "hyperparameters.json",
+            json.dumps({SPEC_PARTS.format(0): '{"workload": "smoke"}'}),
+            "hyperparameters.json: workload: no workload 'smoke'; there is fire",
+        ),
+        ("resourceconfig.json", '{"hosts": ["a"]}', "current_host is not one of hosts"),
+        ("resourceconfig.json", "{}", "current_host is not one of hosts"),
+    ],
+)
+def test_what_is_not_sagemakers_is_a_failure_that_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, message: str
+) -> None:
+    write_tree(here, "fire")
+    (here / "input/config" / name).write_text(content, encoding="utf-8")
+    assert main(["train"]) == 2
+    assert message in failure(here)
+    assert f"error: {failure(here)}" in capsys.readouterr().err
+
+
+def test_without_a_tree_it_fails_and_says_what_is_missing(here: Path) -> None:
+    assert main(["train"]) == 2
+    assert "hyperparameters.json: not written by SageMaker: [Errno 2]" in failure(here)
+
+
+def test_a_channel_that_stands_for_nothing_is_refused(here: Path) -> None:
+    write_tree(here, "fire", channels={"weights": "s3://rows/"})
+    (here / "input/data/weights").mkdir(parents=True)
+    (here / "input/data/weights/a").write_bytes(b"1")
+    assert main(["train"]) == 2
+    assert failure(here).startswith("channel 'weights': name it data, for data.path, or data_0")
+
+
+def test_a_long_reason_is_cut_where_sagemaker_cuts_it(here: Path) -> None:
+    write_tree(here, "fire")
+    values = {SPEC_PARTS.format(0): json.dumps({"workload": "x" * 5000})}
+    write(here / "input/config/hyperparameters.json", values)
+    assert main(["train"]) == 2
+    assert len(failure(here)) == 1024
+
+
+def test_progress_says_what_a_reader_of_the_log_needs() -> None:
+    ended = {"event": "member_ended", "member": "lstm", "status": "FAILED", "reason": "no memory"}
+    assert progress_line(ended) == "[emberline] lstm FAILED (no memory):"
+    resumed = {"event": "resumed", "member": "model", "epoch": 2, "batch": 0, "name": "x"}
+    assert progress_line(resumed) == "[emberline] model goes on from epoch 2"
+    assert progress_line({"event": "checkpoint", "epoch": 1}) is None
+
+
+# The job itself, as a process
+
+
+def rows(folder: Path) -> None:
+    """Readings of three rooms: warm ones burn."""
+    folder.mkdir(parents=True)
+    lines = ["temperature,co2,fire,room"]
+    for number in range(600):
+        burns = number // 10 % 3 == 0
+        warmth = 20 + number * 7 % 13 + 8 * burns
+        lines.append(f"{warmth},{400 + number * 11 % 97},{int(burns)},{number // 10}")
+    (folder / "readings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_job_on_a_channel_leaves_its_model_and_its_run(tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    write_tree(
+        base,
+        "fire",
+        "data.path=s3://rows/fire/",
+        "data.label_column=fire",
+        "data.group_column=room",
+        *SMALL_FIRE[1:],
+        channels={"data": "s3://rows/fire/"},
+    )
+    rows(base / "input/data/data")
+    (base / "model").mkdir()
+    (base / "model" / "left-by-another").write_bytes(b"")
+    process = start(base)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert not (base / "output/failure").exists()
+
+    run = Run.open(str(base / "checkpoints"), "fire", RUN)
+    result = run.read_result()
+    assert result is not None
+    assert (result.status, result.model) == ("SUCCEEDED", None)
+    assert run.spec.data.path == "s3://rows/fire/"  # as the user knows it
+    assert result.data is not None
+    assert result.data.source == f"table:{base / 'input/data/data'}"
+    assert "not registered, for MLFLOW_TRACKING_URI names no server" in stdout
+
+    assert not (base / "model" / "left-by-another").exists()
+    verify(base / "model", read_index(base / "model")["files"])
+
+    for metric in metric_definitions(run.spec):  # what SageMaker reads in the log is what came out
+        split, name = metric["Name"].split(":")
+        found = re.findall(metric["Regex"], stdout)
+        scores = result.members[0].metrics["val"] if split not in result.metrics else None
+        expected = (scores or result.metrics[split])[name].value
+        assert float(found[-1]) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_used_is_told_to_sagemaker(tmp_path: Path) -> None:
+    write_tree(
+        tmp_path,
+        "fire",
+        "data.path=s3://rows/fire/",
+        "data.label_column=flames",
+        *SMALL_FIRE[1:],
+        channels={"data": "s3://rows/fire/"},
+    )
+    rows(tmp_path / "input/data/data")
+    process = start(tmp_path)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 3
+    assert "flames" in failure(tmp_path)
+    assert f"error: {failure(tmp_path)}" in stderr
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_checkpoint_that_another_container_goes_on_from(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for base in (first, second):
+        write_tree(base, "gcode", *SMALL_GCODE, "train.epochs=40", "resources.num_cpus=1")
+    process = start(first)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " epoch " in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert "a checkpoint is written" in stderr
+    assert not (first / "output/failure").exists()
+    assert not any((first / "model").glob("*"))
+
+    # SageMaker brings back what was below the checkpoint's local path, and nothing else.
+    folder = f"checkpoints/gcode/{RUN}"
+    shutil.copytree(first / folder, second / folder)
+    process = start(second)
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert "[emberline] model goes on from epoch" in stdout
+    assert len(re.findall(r"model epoch \d+/40", stdout)) < 40
+    index = read_index(second / "model")
+    verify(second / "model", index["files"])
