@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import yaml
 from kfp import compiler
 
-from pipelines import waste
+from pipelines import gcode, waste
 from pipelines.fire import pipeline
+from ray_jobs.spec import load_spec
 
 
 def compiled(path: Path) -> str:
@@ -49,11 +52,22 @@ def test_the_ui_gets_metrics_curves_and_the_report(tmp_path: Path) -> None:
     }
 
 
-def test_the_picture_pipeline_checks_before_it_trains(tmp_path: Path) -> None:
-    path = tmp_path / "waste.yaml"
-    compiler.Compiler().compile(waste.pipeline(), str(path))
+@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize(
+    ("module", "first", "evaluate"),
+    [(waste, "scan", "evaluate-classes"), (gcode, "read-logs", "evaluate-gcode")],
+)
+def test_a_network_is_checked_before_it_trains_and_swept_if_its_description_says_so(
+    tmp_path: Path, module: ModuleType, first: str, evaluate: str, sweeps: bool
+) -> None:
+    name = module.__name__.rpartition(".")[2]
+    space = ["sweep.space={train.learning_rate: {low: 1.0e-4, high: 1.0e-3}}"]
+    job = load_spec(name, overrides=space, sweeps=True) if sweeps else load_spec(name)
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(module.pipeline(job), str(path))
     ir = yaml.safe_load(path.read_text())
-    order = ["scan", "preflight", "train", "evaluate-classes", "register"]
+    assert ir["pipelineInfo"]["name"] == (f"{name}-sweep" if sweeps else name)
+    order = [first, "preflight", *(["sweep"] if sweeps else []), "train", evaluate, "register"]
     tasks = ir["root"]["dag"]["tasks"]
     assert set(tasks) == set(order)
     for before, after in pairwise(order):
