@@ -25,6 +25,12 @@ settings.load_profile("emberline")
 _REPOSITORY = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of tests/contract last: the token of their cluster stays in the process, and a private
+    Ray started after them would not take its own."""
+    items.sort(key=lambda item: item.path.is_relative_to(_REPOSITORY / "tests" / "contract"))
+
+
 def real_data(name: str) -> Path:
     """A folder of real data, or a skip that says where it is looked for."""
     root = Path(os.environ.get("EMBERLINE_TEST_DATA", _REPOSITORY.parent / "shared" / "data"))
