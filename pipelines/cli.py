@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,11 +70,8 @@ def run(
     """Train a workload: prepare, fit, test, track, register."""
     from ray_jobs.spec import load_spec
 
-    spec = load_spec(
-        workload, config=config, overrides=overrides or [], target=target, storage=storage
-    )
-    chosen = bool(config or overrides)
-    _carry_out(spec, run_id, resume=resume, dry_run=dry_run, chosen=chosen, as_json=as_json)
+    load = partial(load_spec, workload, config=config, target=target, storage=storage)
+    _carry_out(load, overrides or [], run_id, resume, dry_run, as_json, chosen=bool(config))
 
 
 @app.command()
@@ -90,33 +89,27 @@ def sweep(
     """Try hyperparameters by ASHA on the objective, then train the winner and test it once."""
     from ray_jobs.spec import load_spec
 
-    spec = load_spec(
-        workload,
-        config=config,
-        overrides=overrides or [],
-        sweeps=True,
-        target=target,
-        storage=storage,
-    )
-    chosen = bool(config or overrides)
-    _carry_out(spec, run_id, resume=resume, dry_run=dry_run, chosen=chosen, as_json=as_json)
+    load = partial(load_spec, workload, config=config, sweeps=True, target=target, storage=storage)
+    _carry_out(load, overrides or [], run_id, resume, dry_run, as_json, chosen=bool(config))
 
 
 def _carry_out(
-    spec: JobSpec,
+    load: Callable[..., JobSpec],
+    overrides: list[str],
     run_id: str | None,
-    *,
     resume: bool,
     dry_run: bool,
-    chosen: bool,
     as_json: bool,
+    *,
+    chosen: bool,
 ) -> None:
     from pipelines import plan, training
 
+    spec = load(overrides=overrides)
     if dry_run:
         _show(plan.make(spec), as_json)
     elif resume:
-        _show(training.resume(spec, run_id, chosen=chosen), as_json)
+        _show(training.resume(spec, run_id, chosen=chosen or bool(overrides)), as_json)
     else:
         _show(training.start(spec, run_id), as_json)
 

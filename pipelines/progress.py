@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _REDRAW_INTERVAL_S = 0.5
+_REMOTE_INTERVAL_S = 5.0  # a look at an object store costs requests
 _STEPS = {
     "prepare": "preparing data",
     "preflight": "checking everything once",
@@ -72,7 +73,8 @@ class Display(ABC):
 
     def poll(self, *, force: bool = False) -> None:
         """Read what is new and show it."""
-        if not force and time.monotonic() - self._polled_at < _REDRAW_INTERVAL_S:
+        interval_s = _REDRAW_INTERVAL_S if self._run.storage.is_local else _REMOTE_INTERVAL_S
+        if not force and time.monotonic() - self._polled_at < interval_s:
             return
         self._polled_at = time.monotonic()
         for event in self._journal.read_new():

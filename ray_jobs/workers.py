@@ -1,7 +1,7 @@
 """The processes that train one network together: a Ray task, or several workers of Ray Train.
 
-One worker needs no process group, and as a task it starts in a second; Ray Train takes ten or more
-to form a group. Either way a worker that is lost is started again.
+One worker needs no process group, and to form one takes Ray Train longer than a small network needs
+to train. Either way a worker that is lost is started again.
 """
 
 from __future__ import annotations

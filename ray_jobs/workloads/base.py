@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,9 +34,9 @@ class Workload(ABC):
     """One kind of job. Its methods import what they need when they are called."""
 
     spec: ClassVar[type[JobSpec]]
+    preparation: ClassVar[str]  # module:function that makes the dataset of a spec's `data`
     stops_when_asked: ClassVar[bool] = False  # Run.request_stop() ends it with a checkpoint
 
-    @abstractmethod
     def prepare(
         self, spec: Any, *, storage: Storage, num_workers: int, emit: Callable[..., None]
     ) -> DataSummary:
@@ -44,6 +45,15 @@ class Workload(ABC):
         Raises:
             DataError: the data cannot be used as the spec asks.
         """
+        module, _, function = self.preparation.partition(":")
+        return getattr(import_module(module), function)(
+            spec.data,
+            workload=spec.workload,
+            seed=spec.seed,
+            storage=storage,
+            num_workers=num_workers,
+            emit=emit,
+        )
 
     @abstractmethod
     def work(self, run: Run) -> None:

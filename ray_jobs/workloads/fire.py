@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
@@ -12,9 +12,8 @@ from pydantic import Field, field_validator
 from ray_jobs.data.spec import DataSpec
 from ray_jobs.models.base import MemberConfig
 from ray_jobs.models.registry import FAMILIES
-from ray_jobs.result import DataSummary, JobResult, MemberResult
+from ray_jobs.result import JobResult, MemberResult
 from ray_jobs.sections import JobSpec, Section
-from ray_jobs.storage import Storage
 from ray_jobs.workloads.base import ModelForm, Workload
 
 if TYPE_CHECKING:
@@ -87,20 +86,7 @@ class Fire(Workload):
     """Prepare, fit each member, combine them, test once, register."""
 
     spec = FireSpec
-
-    def prepare(
-        self, spec: FireSpec, *, storage: Storage, num_workers: int, emit: Callable[..., None]
-    ) -> DataSummary:
-        from ray_jobs.data.prepare import prepare
-
-        return prepare(
-            spec.data,
-            workload=spec.workload,
-            seed=spec.seed,
-            storage=storage,
-            num_workers=num_workers,
-            emit=emit,
-        )
+    preparation = "ray_jobs.data.prepare:prepare"
 
     def work(self, run: Run) -> None:
         from ray_jobs.ensemble import build

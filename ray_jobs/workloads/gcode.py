@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -96,20 +96,7 @@ class Gcode(NetworkWorkload):
     """Read the logs, check everything once, train, test once beside a baseline, register."""
 
     spec = GcodeSpec
-
-    def prepare(
-        self, spec: GcodeSpec, *, storage: Storage, num_workers: int, emit: Callable[..., None]
-    ) -> DataSummary:
-        from ray_jobs.data.machine_logs.prepare import prepare_machine_logs
-
-        return prepare_machine_logs(
-            spec.data,
-            workload=spec.workload,
-            seed=spec.seed,
-            storage=storage,
-            num_workers=num_workers,
-            emit=emit,
-        )
+    preparation = "ray_jobs.data.machine_logs.prepare:prepare_machine_logs"
 
     def task(
         self,

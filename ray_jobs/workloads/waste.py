@@ -53,20 +53,7 @@ class Waste(NetworkWorkload):
     """Scan the pictures, check everything once, train, test once, register."""
 
     spec = WasteSpec
-
-    def prepare(
-        self, spec: WasteSpec, *, storage: Storage, num_workers: int, emit: Callable[..., None]
-    ) -> DataSummary:
-        from ray_jobs.data.images.prepare import prepare_images
-
-        return prepare_images(
-            spec.data,
-            workload=spec.workload,
-            seed=spec.seed,
-            storage=storage,
-            num_workers=num_workers,
-            emit=emit,
-        )
+    preparation = "ray_jobs.data.images.prepare:prepare_images"
 
     def task(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
@@ -117,3 +118,12 @@ def make_result(predictions: dict[str, Predictions]) -> JobResult:
         started_at=STARTED,
         ended_at=STARTED + timedelta(seconds=91),
     )
+
+
+def floats_in(value: Any) -> list[float]:
+    """Every float of nested mappings and lists."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for inner in value for number in floats_in(inner)]
+    return [value] if isinstance(value, float) else []

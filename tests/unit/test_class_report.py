@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from report_run import floats_in
 from test_report import Page
 
 from ray_jobs.class_predictions import ClassPredictions
@@ -395,18 +396,7 @@ def test_data_section_tells_what_the_scan_found(page: Page) -> None:
 
 
 def test_no_number_is_invented(page: Page, result: JobResult, predictions: Any) -> None:
-    known: list[float] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list):
-            for inner in value:
-                collect(inner)
-        elif isinstance(value, float):
-            known.append(value)
-
-    collect(result.model_dump())
+    known = floats_in(result.model_dump())
     val, test = result.metrics["val"], result.metrics["test"]
     known += [test[metric].value - val[metric].value for metric in val]
     known += [no_skill(metric, result) or 0.0 for metric in test]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_run import floats_in
 from test_report import Page
 
 from ray_jobs.gcode_metrics import (
@@ -238,18 +239,7 @@ def test_page_needs_nothing_beside_itself_and_its_links_lead_somewhere(
 
 
 def test_no_number_is_invented(page: Page, result: JobResult) -> None:
-    known: list[float] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list):
-            for inner in value:
-                collect(inner)
-        elif isinstance(value, float):
-            known.append(value)
-
-    collect(result.model_dump())
+    known = floats_in(result.model_dump())
     val, test = result.metrics["val"], result.metrics["test"]
     known += [test[metric].value - val[metric].value for metric in val]
     known.append(test["composite_acc"].high - test["composite_acc"].low)

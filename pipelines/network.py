@@ -1,0 +1,36 @@
+"""The pipeline of a workload that trains one network: prepare -> preflight -> (sweep ->) train ->
+evaluate -> register."""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.preflight import preflight
+from components.register import register
+from components.sweep import sweep
+from components.train import train
+from ray_jobs.workloads.network import NetworkSpec
+
+
+def network_pipeline(
+    name: str, description: str, *, prepare: Any, evaluate: Any, job: NetworkSpec | None
+) -> Any:
+    """The pipeline, with parameters `spec` (a resolved job description, YAML) and `run_id`.
+
+    Args:
+        prepare, evaluate: the workload's own components.
+        job: the description of one job, where the pipeline is made for it: it says whether there is
+            a sweep. Else there is none.
+    """
+    sweeps = job is not None and job.sweeps
+
+    @dsl.pipeline(name=f"{name}-sweep" if sweeps else name, description=description)
+    def network(spec: str, run_id: str) -> None:
+        prepared = prepare(spec=spec, run_id=run_id)
+        checked = preflight(run=prepared.outputs["Output"])
+        ready = sweep(run=checked.outputs["Output"]) if sweeps else checked
+        trained = train(run=ready.outputs["Output"])
+        evaluated = evaluate(run=trained.outputs["Output"])
+        register(run=evaluated.outputs["Output"])
+
+    return network
