@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ray_jobs.errors import EmberlineError
-
-if TYPE_CHECKING:
-    from ray_jobs.sections import JobSpec
+from ray_jobs.errors import EmberlineError, SpecError
 
 app = typer.Typer(
     name="emberline",
@@ -28,6 +23,9 @@ app = typer.Typer(
 
 Workload = Annotated[str, typer.Argument(help="What to train, e.g. fire.", show_default=False)]
 Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.", show_default=False)]
+AnyRuns = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids.", show_default=False)
+]
 Config = Annotated[
     Path | None, typer.Option("--config", help="Job description (YAML); default: the shipped one.")
 ]
@@ -40,7 +38,14 @@ Overrides = Annotated[
 StorageUri = Annotated[
     str | None, typer.Option("--storage", help="Root of all runs: a folder or s3:// URI.")
 ]
-Target = Annotated[str | None, typer.Option(help="Where to run: local.")]
+Root = Annotated[str, typer.Option("--storage", help="Root of all runs.")]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Where to run: local, ray or sagemaker.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster's dashboard, e.g. http://HOST:8265; implies --target ray."),
+]
 RunId = Annotated[
     str | None, typer.Option("--run-id", help="Name the run; an existing one is attached to.")
 ]
@@ -49,6 +54,11 @@ Resume = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is submitted.")]
+StopOnInterrupt = Annotated[
+    bool,
+    typer.Option("--stop-on-interrupt", help="Ctrl-C stops the run at its target, too."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, last on stdout.")]
 
@@ -61,17 +71,18 @@ def run(
     config: Config = None,
     overrides: Overrides = None,
     target: Target = None,
+    address: Address = None,
     storage: StorageUri = None,
     run_id: RunId = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    detach: Detach = False,
+    stop_on_interrupt: StopOnInterrupt = False,
     as_json: Json = False,
 ) -> None:
     """Train a workload: prepare, fit, test, track, register."""
-    from ray_jobs.spec import load_spec
-
-    load = partial(load_spec, workload, config=config, target=target, storage=storage)
-    _carry_out(load, overrides or [], run_id, resume, dry_run, as_json, chosen=bool(config))
+    job = _Job(workload, config, overrides, target, address, storage, sweeps=False)
+    _carry_out(job, run_id, resume, dry_run, detach, stop_on_interrupt, as_json)
 
 
 @app.command()
@@ -80,38 +91,81 @@ def sweep(
     config: Config = None,
     overrides: Overrides = None,
     target: Target = None,
+    address: Address = None,
     storage: StorageUri = None,
     run_id: RunId = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    detach: Detach = False,
+    stop_on_interrupt: StopOnInterrupt = False,
     as_json: Json = False,
 ) -> None:
     """Try hyperparameters by ASHA on the objective, then train the winner and test it once."""
-    from ray_jobs.spec import load_spec
+    job = _Job(workload, config, overrides, target, address, storage, sweeps=True)
+    _carry_out(job, run_id, resume, dry_run, detach, stop_on_interrupt, as_json)
 
-    load = partial(load_spec, workload, config=config, sweeps=True, target=target, storage=storage)
-    _carry_out(load, overrides or [], run_id, resume, dry_run, as_json, chosen=bool(config))
+
+class _Job:
+    """What the command line says of a job."""
+
+    def __init__(
+        self,
+        workload: str,
+        config: Path | None,
+        overrides: list[str] | None,
+        target: str | None,
+        address: str | None,
+        storage: str | None,
+        *,
+        sweeps: bool,
+    ):
+        from pipelines import remote
+        from ray_jobs.spec import load_spec
+
+        self.is_chosen = bool(config or overrides)
+        if address is not None:
+            target = target or "ray"
+            overrides = [*(overrides or []), f"ray.address={address}"]
+        self.is_placed = target is not None
+        self.spec = remote.placed(
+            load_spec(
+                workload,
+                config=config,
+                overrides=overrides or (),
+                sweeps=sweeps,
+                target=target,
+                storage=storage,
+            )
+        )
 
 
 def _carry_out(
-    load: Callable[..., JobSpec],
-    overrides: list[str],
+    job: _Job,
     run_id: str | None,
     resume: bool,
     dry_run: bool,
+    detach: bool,
+    stop_on_interrupt: bool,
     as_json: bool,
-    *,
-    chosen: bool,
 ) -> None:
-    from pipelines import plan, training
+    from pipelines import plan, remote, target_plan, training
 
-    spec = load(overrides=overrides)
+    spec = job.spec
+    if resume:
+        spec, run_id = training.unfinished(spec, run_id, chosen=job.is_chosen, placed=job.is_placed)
+    is_here = spec.target == "local"
+    if is_here and stop_on_interrupt:
+        raise SpecError(
+            "--stop-on-interrupt is for --target ray and sagemaker: a run on this machine ends "
+            "with its command"
+        )
     if dry_run:
-        _show(plan.make(spec), as_json)
-    elif resume:
-        _show(training.resume(spec, run_id, chosen=chosen or bool(overrides)), as_json)
-    else:
+        _show(plan.make(spec) if is_here else target_plan.make(spec), as_json)
+    elif is_here and not detach:
         _show(training.start(spec, run_id), as_json)
+    else:
+        started = remote.start(spec, run_id, detach=detach, stop_on_interrupt=stop_on_interrupt)
+        _show(started, as_json)
 
 
 @app.command()
@@ -137,9 +191,74 @@ def data(
 
 
 @app.command()
+def status(
+    run_ids: AnyRuns = None,
+    storage: Root = DEFAULT_STORAGE,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended.")] = False,
+    interval: Annotated[
+        float, typer.Option(help="Seconds between two looks.", min=0.1, max=3600)
+    ] = 10,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Show the final scores on the objective.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """How far runs are, wherever they are carried out; exit 4 or 5 if one has failed."""
+    from pipelines import status as statuses
+
+    _show(
+        statuses.status(
+            storage, run_ids or [], wait=wait, interval_s=interval, with_metrics=metrics
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def logs(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id.")],
+    storage: Root = DEFAULT_STORAGE,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Until the run has ended.")
+    ] = False,
+) -> None:
+    """A run's log, from wherever it is carried out."""
+    from pipelines import jobs
+
+    for line in jobs.logs(storage, run_id, follow=follow):
+        typer.echo(line)
+
+
+@app.command()
+def stop(
+    run_ids: AnyRuns = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every run that this project has started.")
+    ] = False,
+    target: Annotated[str | None, typer.Option(help="With --all: only at this target.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With --all: of a Ray cluster beside those of the runs.")
+    ] = None,
+    storage: Root = DEFAULT_STORAGE,
+    as_json: Json = False,
+) -> None:
+    """Stop runs with a checkpoint, wherever they are carried out; returns when they have ended."""
+    from pipelines import stop as stopping
+
+    if every == bool(run_ids):
+        raise SpecError("name the runs to stop, or all of them with --all")
+    if not every and (target or address):
+        raise SpecError("--target and --address belong to --all: a run's folder says where it is")
+    if every:
+        _show(stopping.stop_all(storage, target, address), as_json)
+    else:
+        _show(stopping.stop(storage, run_ids or []), as_json)
+
+
+@app.command()
 def report(
     run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id.")],
-    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    storage: Root = DEFAULT_STORAGE,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +271,7 @@ def report(
 @app.command()
 def compare(
     run_ids: Runs,
-    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    storage: Root = DEFAULT_STORAGE,
     as_json: Json = False,
 ) -> None:
     """Runs side by side: validation and test, and what was set differently."""
@@ -166,13 +285,28 @@ def doctor(
     workload: Annotated[
         str | None, typer.Argument(help="Check what this one needs, too.", show_default=False)
     ] = None,
-    storage: Annotated[str, typer.Option(help="Root of all runs.")] = DEFAULT_STORAGE,
+    config: Config = None,
+    overrides: Overrides = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Check this one: ray or sagemaker.")
+    ] = None,
+    address: Address = None,
+    storage: StorageUri = None,
     as_json: Json = False,
 ) -> None:
-    """Check packages, device, memory, disk, storage and tracking; exit 3 if a check fails."""
+    """Check packages, device, memory, disk, storage and tracking, or with --target all that can be
+    known of it before a job is submitted. Exit 3 if a check fails; nothing is created."""
     from pipelines import doctor as checks
 
-    _show(checks.examine(storage, workload), as_json)
+    if target or address:
+        job = _Job(workload or "fire", config, overrides, target, address, storage, sweeps=False)
+        if job.spec.target != "local":
+            _show(checks.examine_target(job.spec), as_json)
+            return
+    spec = None
+    if workload or config or overrides:
+        spec = _Job(workload or "fire", config, overrides, None, None, storage, sweeps=False).spec
+    _show(checks.examine(storage or DEFAULT_STORAGE, spec), as_json)
 
 
 def _show(outcome: Any, as_json: bool) -> None:

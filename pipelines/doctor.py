@@ -38,16 +38,9 @@ class Examination:
         print_checks(self.checklist, console)
 
 
-def examine(storage_uri: str, workload: str | None = None) -> Examination:
-    """Check the machine, and what the shipped job description of a workload needs of it.
-
-    Raises:
-        SpecError: there is no such workload.
-    """
-    from ray_jobs.spec import load_spec
-
+def examine(storage_uri: str, spec: JobSpec | None = None) -> Examination:
+    """Check the machine, and what a job description needs of it."""
     spin_briefly()
-    spec = load_spec(workload, storage=storage_uri) if workload else None
     checklist = Checklist()
     for check in (
         checks.check_python(),
@@ -62,6 +55,17 @@ def examine(storage_uri: str, workload: str | None = None) -> Examination:
     if spec is not None:
         add_workload(checklist, spec)
     return Examination(checklist)
+
+
+def examine_target(spec: JobSpec) -> Examination:
+    """Check the target of a job description; nothing is created there.
+
+    Raises:
+        SpecError: the description lacks what the target needs to be asked at all.
+    """
+    from ray_jobs.targets import connect
+
+    return Examination(connect(spec.target, spec).check(spec))
 
 
 def print_checks(checklist: Checklist, console: Console) -> None:
@@ -96,7 +100,7 @@ def add_workload(checklist: Checklist, spec: JobSpec) -> None:
     prepared: list[DataSummary] = []
 
     def look() -> str:
-        prepared.append(network_plan.prepare(spec))
+        prepared.append(network_plan.prepare(spec, Storage(spec.storage)))
         return network_plan.describe(spec, prepared[0])
 
     checklist.make("data", look, needs=["storage"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.doctor import print_checks
+from pipelines.plan import checked_storage
 from ray_jobs.checks import Checklist, Estimate, counted, duration, in_gib
 from ray_jobs.errors import PreflightError
 from ray_jobs.ray_runtime import available_cpus
@@ -104,8 +105,11 @@ class NetworkPlan:
         )
 
 
-def make(spec: NetworkSpec) -> NetworkPlan:
+def make(spec: NetworkSpec, scratch: Storage | None = None) -> NetworkPlan:
     """Prepare the data that a run of `spec` needs, and make every check. Only the dataset stays.
+
+    Args:
+        scratch: the dataset is made there; the storage itself is not touched.
 
     Raises:
         PreflightError: the data or the storage cannot be used.
@@ -115,14 +119,13 @@ def make(spec: NetworkSpec) -> NetworkPlan:
 
     from ray_jobs.preflight import examine
 
-    storage = Storage(spec.storage)
-    storage.check_writable()
-    data = prepare(spec)
+    storage = scratch or checked_storage(spec.storage)
+    data = prepare(spec, storage)
     with Console(stderr=True).status("checking everything once"):
         return NetworkPlan(spec, data, examine(spec, data, storage))
 
 
-def prepare(spec: NetworkSpec) -> DataSummary:
+def prepare(spec: NetworkSpec, storage: Storage) -> DataSummary:
     """The prepared dataset of `spec`, made if need be, with its progress on a terminal.
 
     Raises:
@@ -139,7 +142,7 @@ def prepare(spec: NetworkSpec) -> DataSummary:
 
         return find(spec.workload).prepare(
             spec,
-            storage=Storage(spec.storage),
+            storage=storage,
             num_workers=available_cpus(spec.resources),
             emit=emit,
         )

@@ -36,6 +36,7 @@ class Plan:
     """What a run would do."""
 
     spec: FireSpec
+    storage: str
     num_rows: dict[str, int]
     members: list[PlannedMember]
     num_cpus: int
@@ -61,7 +62,7 @@ class Plan:
         console.print(
             f"ensemble   {spec.ensemble.strategy}, at least {spec.ensemble.min_members} members"
         )
-        console.print(f"storage    {Storage(spec.storage).uri} (writable)", soft_wrap=True)
+        console.print(f"storage    {self.storage}", soft_wrap=True)
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for column in ("member", "about", "hyperparameters"):
             table.add_column(column, justify="right" if column == "about" else "left")
@@ -77,31 +78,36 @@ class Plan:
         )
 
 
-def make(spec: JobSpec) -> Plan | NetworkPlan:
+def make(spec: JobSpec, scratch: Storage | None = None) -> Plan | NetworkPlan:
     """Check what a run of `spec` needs, and plan it.
+
+    Args:
+        scratch: what the check of the data writes goes there; the storage itself is not touched.
 
     Raises:
         PreflightError: the data or the storage cannot be used.
     """
     if isinstance(spec, FireSpec):
-        return plan_ensemble(spec)
+        return plan_ensemble(spec, scratch)
     from pipelines import network_plan
     from ray_jobs.workloads.network import NetworkSpec
 
     assert isinstance(spec, NetworkSpec), spec.workload
-    return network_plan.make(spec)
+    return network_plan.make(spec, scratch)
 
 
-def plan_ensemble(spec: FireSpec) -> Plan:
+def plan_ensemble(spec: FireSpec, scratch: Storage | None = None) -> Plan:
     """Check and plan an ensemble. A table is read and prepared, so that its faults show now.
+
+    Args:
+        scratch: as in `make`.
 
     Raises:
         PreflightError: the data or the storage cannot be used.
     """
     from ray_jobs.data.prepare import prepare
 
-    storage = Storage(spec.storage)
-    storage.check_writable()
+    storage = scratch or checked_storage(spec.storage)
     warnings: list[str] = []
     data_seconds = 0.0
     if spec.data.source == "simulator":
@@ -129,7 +135,19 @@ def plan_ensemble(spec: FireSpec) -> Plan:
     fits = [member.seconds for member in members]
     fit_seconds = max(sum(fits) / side_by_side, *fits)
     seconds = data_seconds / num_cpus + fit_seconds + _OVERHEAD_S
-    return Plan(spec, num_rows, members, num_cpus, side_by_side, seconds, warnings)
+    where = spec.storage if scratch else f"{storage.uri} (writable)"
+    return Plan(spec, where, num_rows, members, num_cpus, side_by_side, seconds, warnings)
+
+
+def checked_storage(uri: str) -> Storage:
+    """The storage, which can be written.
+
+    Raises:
+        PreflightError: it cannot.
+    """
+    storage = Storage(uri)
+    storage.check_writable()
+    return storage
 
 
 def _ignore(event: str, **fields: Any) -> None:

@@ -115,6 +115,10 @@ class Display(ABC):
             f"[dim]{elapsed:6.1f} s[/]  {text}", highlight=False, soft_wrap=self._live is None
         )
 
+    def waits(self, what: str) -> None:
+        """Tell what the run waits for."""
+        self._say(what)
+
     def _screen(self) -> RenderableType:
         from rich.console import Group
 
@@ -144,6 +148,11 @@ class Progress(Display):
     def __init__(self, run: Run, console: Console):
         super().__init__(run, console)
         self._members = {name: _MemberState() for name in run.spec.families()}
+        for event in self._earlier:
+            if event["event"] == "member_ended" and event["status"] == "SUCCEEDED":
+                ended = self._members[event["member"]]
+                ended.status, ended.seconds = event["status"], event.get("seconds")
+                ended.best = (event.get("metrics") or {}).get(self._metric)
 
     def _take(self, event: dict[str, Any]) -> None:
         if event["event"] in ("member_started", "member_ended", "epoch"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import SpecError
 from ray_jobs.lifecycle import carry_out
 from ray_jobs.result import JobResult, MetricValue, SweepSummary
 from ray_jobs.run import REPORT, Run
-from ray_jobs.sections import JobSpec
+from ray_jobs.sections import PLACE, JobSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,10 +32,12 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
 
     from pipelines import local
     from pipelines.progress import Progress
+    from pipelines.remote import take_over
     from pipelines.sweep_progress import SweepProgress
 
     console = Console(stderr=True, highlight=False)
     run = Run.create(spec, run_id)
+    take_over(run)
     finished = run.read_result()
     if finished is not None and finished.status == "SUCCEEDED":
         console.print(f"run {run.run_id} is done; this is its result")
@@ -59,11 +62,15 @@ def command_of(spec: JobSpec) -> str:
     return "sweep" if spec.sweeps else "run"
 
 
-def resume(spec: JobSpec, run_id: str | None, *, chosen: bool) -> Outcome:
-    """Take up an unfinished run: the one named, or the newest of the workload.
+def unfinished(
+    spec: JobSpec, run_id: str | None, *, chosen: bool, placed: bool
+) -> tuple[JobSpec, str]:
+    """The unfinished run to take up: the one named, or the newest of the workload. Its description
+    and its id.
 
     Args:
         chosen: the user gave a description; it must then be the run's own.
+        placed: the user says where it is to go on; else that is where it was.
 
     Raises:
         SpecError: there is no such run.
@@ -82,8 +89,10 @@ def resume(spec: JobSpec, run_id: str | None, *, chosen: bool) -> Outcome:
         else:
             kind = "sweep" if spec.sweeps else "run"
             raise SpecError(f"no unfinished {kind} of {spec.workload!r} under {spec.storage!r}")
-    stored = Run.open(spec.storage, spec.workload, run_id)
-    return start(spec if chosen else stored.spec, run_id)
+    stored = Run.open(spec.storage, spec.workload, run_id).spec
+    own = spec if chosen else stored
+    place = spec if placed else stored
+    return own.model_copy(update={key: getattr(place, key) for key in PLACE}), run_id
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Outcome:
 
     run: Run
     result: JobResult
+    job: Mapping[str, str] = field(default_factory=dict)  # what its target says of it
     exit_code: ClassVar[int] = 0
 
     def to_json(self) -> str:
@@ -111,6 +121,9 @@ class Outcome:
             console.print(_sweep(result.sweep), soft_wrap=True, markup=False)
         for warning in result.warnings:
             console.print(f"[yellow]warning:[/] {warning}")
+        for name in ("instance", "billable", "cost"):
+            if name in self.job:
+                console.print(f"{name:<8} {self.job[name]}", markup=False)
         if result.model:
             console.print(f"model    {result.model.uri} (alias challenger)")
         console.print(f"report   {self.run.storage.display(self.run.path(REPORT))}", soft_wrap=True)

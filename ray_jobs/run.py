@@ -69,7 +69,7 @@ class Run(Generic[S]):
             run.storage.check_writable()
             run.storage.make_folder(run.path("checkpoints"))
             run.storage.make_folder(run.path("artifacts"))
-            run.storage.write_text(run.path(SPEC), spec.to_yaml())
+            run.write_spec()
         return run
 
     @classmethod
@@ -117,6 +117,9 @@ class Run(Generic[S]):
 
     def journal(self, step: str) -> Journal:
         return Journal(self.storage, self.folder, step)
+
+    def write_spec(self) -> None:
+        self.storage.write_text(self.path(SPEC), self.spec.to_yaml())
 
     def read_result(self) -> JobResult | None:
         """The result, or None while there is none.

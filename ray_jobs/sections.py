@@ -8,18 +8,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_jobs.result import Objective
+from ray_jobs.section import Section
+from ray_jobs.targets.ray_spec import RaySpec
+from ray_jobs.targets.sagemaker_spec import SageMakerSpec
 
+PLACE = ("target", "ray", "sagemaker")  # keys that say where a job is carried out
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Part of a job description: an unknown key is an error, and nothing changes after reading."""
-
-    # A column or a run may well be called 7: numbers are taken where a text is wanted.
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class SplitShares(Section):
@@ -65,11 +62,13 @@ class JobSpec(Section):
     workload: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     storage: str = "./runs"
-    target: Literal["local"] = "local"
+    target: Literal["local", "ray", "sagemaker"] = "local"
     objective: Objective
     tolerance: Annotated[float, Field(ge=0)] = 0.02  # of the objective, from run to run off the CPU
     resources: ResourceSpec = ResourceSpec()
     tracking: TrackingSpec = TrackingSpec()
+    ray: RaySpec = RaySpec()
+    sagemaker: SageMakerSpec = SageMakerSpec()
 
     @field_validator("objective")
     @classmethod
@@ -111,7 +110,7 @@ class JobSpec(Section):
 
     def digest(self, *parts: str) -> str:
         """sha256 of the named top-level parts, or of all that decides the outcome."""
-        elsewhere = {"storage", "target", "resources", "parallel"}
+        elsewhere = {"storage", *PLACE, "resources", "parallel"}
         dump: dict[str, Any] = self.model_dump(mode="json", exclude=None if parts else elsewhere)
         chosen = {part: dump[part] for part in parts} if parts else dump
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

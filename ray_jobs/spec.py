@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 import yaml
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ray_jobs import workloads as registry
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
+from ray_jobs.storage import Storage, brief_cause
 from ray_jobs.sweeping.spec import Distribution
 
 _SOURCES = ("source", "sources", "path")  # keys of `data` that say where it comes from
@@ -25,7 +26,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def load_spec(
     workload: str | None,
     *,
-    config: Path | None = None,
+    config: Path | str | None = None,
     overrides: Sequence[str] = (),
     sweeps: bool = False,
     **flags: str | None,
@@ -34,7 +35,7 @@ def load_spec(
 
     Args:
         workload: one of `workloads()`; None: whatever `config` describes.
-        config: a YAML file; default: the one shipped for the workload.
+        config: a YAML file or s3:// URI; default: the one shipped for the workload.
         overrides: `a.b=value` texts, values in YAML.
         sweeps: the job is a sweep, and its section is needed; else it is checked and left out.
         flags: top-level keys given on the command line (`storage`, `target`); None means not given.
@@ -44,8 +45,9 @@ def load_spec(
     """
     if workload is not None and config is None and workload not in workloads():
         raise SpecError(f"no workload {workload!r}; there is {_listing(workloads(), workload)}")
-    path = config or CONFIGS / f"{workload}.yaml"
-    raw = _read_yaml(path)
+    uri = str(config or CONFIGS / f"{workload}.yaml")
+    path = PurePosixPath(uri)
+    raw = _read_yaml(uri)
     demo = raw.pop("demo", None)
     if demo is not None and not _names_data(raw, overrides):
         _merge(raw, demo)
@@ -142,13 +144,21 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read(uri: str) -> bytes:
+    if "://" not in uri:
+        return Path(uri).read_bytes()
+    folder, _, name = uri.rpartition("/")
+    return Storage(folder).read_bytes(name)
+
+
+def _read_yaml(uri: str) -> dict[str, Any]:
+    path = Path(uri)
     try:
-        raw = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        raw = yaml.load(_read(uri), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file; --config takes a job description in YAML") from None
+        raise SpecError(f"{uri}: no such file; --config takes a job description in YAML") from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SpecError(f"{uri}: cannot be read: {error.strerror or brief_cause(error)}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

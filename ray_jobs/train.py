@@ -10,7 +10,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError
@@ -39,7 +38,7 @@ def main_of(
 ) -> int:
     """The command of a whole job, with or without a sweep before the training."""
     parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{job}", description=description)
-    parser.add_argument("--spec", required=True, type=Path, help="job description, YAML")
+    parser.add_argument("--spec", required=True, help="job description, YAML: a file or s3:// URI")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--storage", help="root URI of all runs; default: the spec's")
     parser.add_argument("--run-id", help="take up or repeat this run; default: a new one")

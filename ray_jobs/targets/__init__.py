@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import SpecError
 
 if TYPE_CHECKING:  # a job description has sections of targets: it imports this package
-    from ray_jobs.sections import JobSpec
     from ray_jobs.targets.base import Target
 
 _MODULES = {
     "local": "ray_jobs.targets.local",
     "ray": "ray_jobs.targets.ray",
+    "sagemaker": "ray_jobs.targets.sagemaker",
 }
 NAMES = tuple(_MODULES)
 
 
-def connect(name: str, spec: JobSpec) -> Target:
-    """The target of this name, with the settings of a job description; its module is imported only
-    now.
+def connect(name: str, spec: Any) -> Target:
+    """The target of this name, with the settings of a job description, or of what has the same
+    `storage` and sections; its module is imported only now.
 
     Raises:
         SpecError: there is none, or the description lacks what the target needs.

@@ -57,6 +57,8 @@ class JobState:
     ended_at: datetime | None = None
     secondary: str | None = None  # the service's own word for it
     may_be_retried: bool = False  # it FAILED for a reason that may pass: submit it again
+    is_submitted: bool = True
+    is_due: bool = False  # it goes on with another submission, such as its next member's
     details: dict[str, str] = field(default_factory=dict)  # what else the service says of it
 
     @property
@@ -68,11 +70,25 @@ class Target(ABC):
     """A place where runs are carried out."""
 
     name: ClassVar[str]
+    poll_interval_s: float = 1.0  # between two looks, where the user does not say
+    max_attempts: int = 1  # of a run that fails for a reason that may pass
+
+    def storage(self, spec: Any) -> str:
+        """The root URI under which a run of this description is kept.
+
+        Raises:
+            SpecError: the target cannot use the one that is named.
+        """
+        return spec.storage
 
     @abstractmethod
-    def check(self, spec: Any) -> Checklist:
-        """Everything that can be known before a job of this description is submitted; nothing is
-        changed by it. Raises nothing: what is wrong is a failed check with its fix."""
+    def check(self, spec: Any, *, seconds: float | None = None) -> Checklist:
+        """Everything that can be known before a job of this description is submitted. What is wrong
+        is a failed check with its fix.
+
+        Args:
+            seconds: what the run is estimated to take, if that is known.
+        """
 
     @abstractmethod
     def handle(self, run: Run) -> Handle:
@@ -194,6 +210,42 @@ def last_error(log: str) -> str | None:
     return errors[-1] if errors else None
 
 
+class Watch:
+    """Follows one run, look by look."""
+
+    def __init__(
+        self, target: Target, handle: Handle, *, max_attempts: int = 1, patience_s: float = 120.0
+    ):
+        """As `wait`."""
+        self.handle = handle
+        self._target = target
+        self._attempts_left = max_attempts - 1
+        self._patience_s = patience_s
+        self._answered_at = time.monotonic()
+
+    def look(self) -> JobState | None:
+        """How far the run is, once what is due has been submitted; None if the target does not
+        answer just now.
+
+        Raises:
+            As `Target.status` and `Target.submit`; RetryableError once the patience is over.
+        """
+        try:
+            state = self._target.status(self.handle)
+            if state.is_due:
+                self._target.submit(self.handle.open())
+            elif state.status == "FAILED" and state.may_be_retried and self._attempts_left:
+                self._target.submit(self.handle.open())
+                self._attempts_left -= 1
+                state = JobState("PENDING", secondary="submitted again")
+        except RetryableError:
+            if time.monotonic() - self._answered_at > self._patience_s:
+                raise
+            return None
+        self._answered_at = time.monotonic()
+        return state
+
+
 def wait(
     target: Target,
     handle: Handle,
@@ -201,7 +253,7 @@ def wait(
     interval_s: float = 1.0,
     max_attempts: int = 1,
     patience_s: float = 120.0,
-    on_poll: Callable[[JobState], None] = lambda state: None,
+    on_poll: Callable[[JobState | None], None] = lambda state: None,
 ) -> JobState:
     """Follow a run to its end.
 
@@ -210,25 +262,15 @@ def wait(
         max_attempts: how often the run may be carried out in all, if it fails for a reason that
             may pass, such as a lost node.
         patience_s: how long the target may leave unanswered.
-        on_poll: told every state seen.
+        on_poll: told every state seen; None if the target did not answer.
 
     Raises:
         As `Target.status` and, for another attempt, `Target.submit`.
     """
-    attempt, answered_at = 1, time.monotonic()
+    watch = Watch(target, handle, max_attempts=max_attempts, patience_s=patience_s)
     while True:
-        try:
-            state = target.status(handle)
-            if state.status == "FAILED" and state.may_be_retried and attempt < max_attempts:
-                target.submit(handle.open())
-                attempt += 1
-                continue
-        except RetryableError:
-            if time.monotonic() - answered_at > patience_s:
-                raise
-        else:
-            answered_at = time.monotonic()
-            on_poll(state)
-            if state.has_ended:
-                return state
+        state = watch.look()
+        on_poll(state)
+        if state is not None and state.has_ended:
+            return state
         time.sleep(interval_s)

@@ -55,7 +55,7 @@ class LocalTarget(Target):
         self._notice_s = notice_s
         self._children: list[subprocess.Popen[bytes]] = []
 
-    def check(self, spec: Any) -> Checklist:
+    def check(self, spec: Any, *, seconds: float | None = None) -> Checklist:
         checklist = Checklist()
         checklist.add(check_packages())
         checklist.add(check_storage(spec.storage))
@@ -218,7 +218,7 @@ def _without_result(run: Run) -> JobState:
     """The state of a run that no process is at, and that has no result."""
     record = _read_record(run)
     if record is None and not _has_been_claimed(run):
-        return JobState("PENDING", "it has not been submitted")
+        return JobState("PENDING", "it has not been submitted", is_submitted=False)
     path = _folder(run) / _LOG
     log = ""
     if record is not None and path.exists():

@@ -57,12 +57,13 @@ class RayTarget(Target):
                 "target=ray: ray.address is required: --set ray.address=http://HOST:8265, the "
                 "address of the cluster's dashboard"
             )
+        self.max_attempts = settings.max_attempts
         self._settings = settings
         self._address = settings.address
         self._connected: JobSubmissionClient | None = None
         self._attempts: dict[str, int] = {}  # the newest that is known, of each run seen
 
-    def check(self, spec: Any) -> Checklist:
+    def check(self, spec: Any, *, seconds: float | None = None) -> Checklist:
         checklist = Checklist()
         checklist.make("Ray cluster", self._look_at_cluster)
         checklist.make("working tree", self._look_at_tree)
@@ -95,7 +96,7 @@ class RayTarget(Target):
         if stored is not None:
             return stored
         if handle.name not in self._attempts and not stored_events(run):
-            return JobState("PENDING", "it has not been submitted")
+            return JobState("PENDING", "it has not been submitted", is_submitted=False)
         return JobState(
             "FAILED",
             f"the Ray cluster at {self._address} does not know the run: its head was started anew; "
@@ -121,7 +122,6 @@ class RayTarget(Target):
                 yield rest
 
     def stop(self, handle: Handle) -> None:
-        handle.open()
         attempt, job = self._newest(handle)
         if job is None or job.status.is_terminal():
             return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from ray_jobs.sections import Section
+from ray_jobs.section import Section
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

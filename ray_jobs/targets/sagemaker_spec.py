@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_jobs.sections import Section
+from ray_jobs.section import Section
 
 # Amazon SageMaker AI, "CreateTrainingJob": five days at most unless the account's quota says more.
 DAY_S = 86_400
@@ -75,14 +75,15 @@ class SageMakerSpec(Section):
     kms_key: Annotated[str, Field(max_length=2048, pattern=r"^[a-zA-Z0-9:/_-]+$")] | None = None
     tags: dict[str, str] = {}
     keep_alive_s: Annotated[int, Field(ge=0, le=21_600)] = 0  # warm pool; billed while it waits
-    max_parallel_jobs: Annotated[int, Field(ge=1)] = (
-        1  # more than one: members in jobs of their own
-    )
+    # Members of an ensemble in jobs of their own, so many at once; null: one job trains them all.
+    max_parallel_jobs: Annotated[int, Field(ge=1)] | None = None
     max_cost_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # Of one instance on demand, where prices.csv has no price or you pay another.
     usd_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bucket: str | None = None  # default: that of `storage`
     prefix: str = "emberline"  # below `bucket`
+    poll_interval_s: Annotated[float, Field(gt=0)] = 10.0  # between two looks at a job
+    stop_wait_s: Annotated[int, Field(ge=1)] = 240  # for a job that was asked to stop
 
     @field_validator("instance_type")
     @classmethod

@@ -13,7 +13,6 @@ from rich.console import Console
 from pipelines import doctor
 from ray_jobs import checks
 from ray_jobs.checks import Check, Checklist
-from ray_jobs.errors import SpecError
 from ray_jobs.spec import load_spec
 from tests.conftest import SMALL_WASTE
 
@@ -33,7 +32,7 @@ def workload_checks(workload: str, *overrides: str, storage: Path) -> Checklist:
 
 
 def test_a_sound_machine(tmp_path: Path) -> None:
-    examination = doctor.examine(str(tmp_path), "fire")
+    examination = doctor.examine(str(tmp_path), load_spec("fire", storage=str(tmp_path)))
     assert examination.exit_code == 0
     made = json.loads(examination.to_json())
     assert [check["name"] for check in made] == [
@@ -65,7 +64,9 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_nothing_is_written_to_a_storage_that_takes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    examination = doctor.examine(str(tmp_path / "file"), "fire")
+    examination = doctor.examine(
+        str(tmp_path / "file"), load_spec("fire", storage=str(tmp_path / "file"))
+    )
     assert examination.exit_code == 3
     storage, data = examination.checklist.checks[5], examination.checklist.checks[-1]
     assert f"storage '{tmp_path / 'file'}' cannot be written" in storage.found
@@ -79,11 +80,6 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not check.passed
     assert check.found.startswith("http://127.0.0.1:9: ")
     assert check.fix == "start the server, or unset MLFLOW_TRACKING_URI to use sqlite"
-
-
-def test_a_workload_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no workload 'wast'; there is fire, waste, gcode"):
-        doctor.examine(str(tmp_path), "wast")
 
 
 def test_a_row_for_each_check() -> None:

@@ -98,7 +98,9 @@ def dead_pid() -> int:
 
 
 def test_a_run_that_nobody_submitted_is_pending(target: LocalTarget, run: Run) -> None:
-    assert state(target, run) == JobState("PENDING", "it has not been submitted")
+    assert state(target, run) == JobState(
+        "PENDING", "it has not been submitted", is_submitted=False
+    )
     assert list(target.logs(target.handle(run))) == []
     target.stop(target.handle(run))  # nothing to stop, and nothing asked of a later submission
     assert not run.is_stop_requested()

@@ -295,7 +295,9 @@ def test_a_lost_job_is_submitted_again_under_the_next_attempt(
 def test_a_cluster_that_was_started_anew_knows_no_job(dashboard: Dashboard, run: Run) -> None:
     there = target(dashboard)
     handle = there.handle(run)
-    assert there.status(handle) == JobState("PENDING", "it has not been submitted")
+    assert there.status(handle) == JobState(
+        "PENDING", "it has not been submitted", is_submitted=False
+    )
     there.submit(run)
     dashboard.jobs[handle.name] = job(handle.name, "FAILED", message="node died")
     there.submit(run)

@@ -1,0 +1,233 @@
+"""`emberline run --target …`: a run submitted to its target and followed to its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pipelines.training import Outcome, command_of
+from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, SpecError, Stopped
+from ray_jobs.run import Run
+from ray_jobs.sections import PLACE, JobSpec
+from ray_jobs.targets import connect
+from ray_jobs.targets.base import Handle, JobState, Target, wait
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NUM_LOG_LINES = 10  # of a job that failed
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run that goes on by itself."""
+
+    handle: Handle
+    exit_code: ClassVar[int] = 0
+
+    def to_json(self) -> str:
+        handle = self.handle
+        fields = {"run_id": handle.run_id, "workload": handle.workload, "storage": handle.storage}
+        return json.dumps({**fields, "target": handle.target, "name": handle.name}, indent=2)
+
+    def print(self, console: Console) -> None:
+        console.print(f"run {self.handle.run_id} is submitted to {where(self.handle)}")
+        for line in how_to_go_on(self.handle):
+            console.print(line, soft_wrap=True)
+
+
+def start(
+    spec: JobSpec, run_id: str | None, *, detach: bool = False, stop_on_interrupt: bool = False
+) -> Outcome | Submission:
+    """Submit a run, or attach to it if it has been submitted, and follow it to its end.
+
+    Args:
+        detach: return once it is submitted.
+        stop_on_interrupt: an interrupt stops the run; else it goes on.
+
+    Raises:
+        EmberlineError: as the target's checks say, or as the run ended.
+        KeyboardInterrupt: after saying what becomes of the run.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    target = connect(spec.target, spec)
+    done = _finished(spec, run_id)
+    if done is not None:
+        console.print(f"run {done.run.run_id} is done; this is its result")
+        return done
+    with console.status(f"checking {spec.target}"):
+        target.check(spec, seconds=_estimate(spec)).raise_failed()
+    run = Run.create(spec, run_id)
+    take_over(run)
+    handle = target.handle(run)
+    try:
+        with console.status(f"submitting to {spec.target}"):
+            target.submit(run)
+        if detach:
+            return Submission(handle)
+        if not console.is_terminal:
+            console.print(f"run {run.run_id} in {run.storage.display(run.folder)}")
+            console.print(f"submitted to {where(handle)}", soft_wrap=True)
+        state = _follow(target, run, handle, console)
+    except KeyboardInterrupt:
+        _leave(target, handle, console, stop=stop_on_interrupt)
+        raise
+    return _end(target, run, handle, state, console)
+
+
+def placed(spec: JobSpec) -> JobSpec:
+    """The description with the storage that its target uses.
+
+    Raises:
+        SpecError: the description lacks what the target needs.
+    """
+    if spec.target == "local":
+        return spec
+    storage = connect(spec.target, spec).storage(spec)
+    return spec.model_copy(update={"storage": storage})
+
+
+def take_over(run: Run) -> None:
+    """Have the run's folder say where it is carried out from now on.
+
+    Raises:
+        SpecError: it is at work elsewhere.
+        RetryableError: whether it is, cannot be known now.
+    """
+    stored = Run.open(run.spec.storage, run.spec.workload, run.run_id)
+    if _place(stored.spec) == _place(run.spec):
+        return
+    elsewhere = connect(stored.spec.target, stored.spec)
+    state = elsewhere.status(elsewhere.handle(stored))
+    if state.is_submitted and not state.has_ended:
+        raise SpecError(
+            f"run {run.run_id!r} is at work on {stored.spec.target}; attach to it with "
+            f"--target {stored.spec.target}, or stop it: emberline stop {run.run_id} "
+            f"--storage {run.storage.uri}"
+        )
+    run.write_spec()
+
+
+def error_of(state: JobState) -> EmberlineError:
+    """A run's end as the error that says so."""
+    reason = state.reason or f"the run ended as {state.status}"
+    if state.status == "STOPPED":
+        return Stopped(reason)
+    if state.may_be_retried:
+        return RetryableError(reason)
+    error = JobFailed(reason)
+    code = state.details.get("exit_code", "")
+    if code in ("2", "3"):  # the job's own verdict on its description or its data
+        error.exit_code = int(code)
+    return error
+
+
+def where(handle: Handle) -> str:
+    """`ray, as fire-first`."""
+    return f"{handle.target}, as {handle.name}"
+
+
+def how_to_go_on(handle: Handle) -> list[str]:
+    """The commands that look at a run, or end it."""
+    run = f"{handle.run_id} --storage {handle.storage}"
+    return [
+        f"look     emberline status {run}",
+        f"follow   emberline logs {run} -f",
+        f"stop     emberline stop {run}",
+    ]
+
+
+def _finished(spec: JobSpec, run_id: str | None) -> Outcome | None:
+    """The outcome of a run that has ended well: its target need not be asked."""
+    if run_id is None:
+        return None
+    from ray_jobs.run import SPEC
+    from ray_jobs.storage import Storage
+
+    if not Storage(spec.storage).exists(f"{spec.workload}/{run_id}/{SPEC}"):
+        return None
+    run = Run.create(spec, run_id)  # says so if it is of another job description
+    try:
+        result = run.read_result()
+    except ValueError:  # its target says what it makes of it
+        return None
+    return Outcome(run, result) if result is not None and result.status == "SUCCEEDED" else None
+
+
+def _estimate(spec: JobSpec) -> float | None:
+    """What the run may take, where a budget needs it."""
+    if spec.target != "sagemaker" or spec.sagemaker.max_cost_usd is None:
+        return None
+    from tempfile import TemporaryDirectory
+
+    from pipelines import plan
+    from pipelines.target_plan import seconds_of
+    from ray_jobs.storage import Storage
+
+    with TemporaryDirectory(prefix="emberline-plan-") as folder:
+        return seconds_of(plan.make(spec, Storage(folder)))
+
+
+def _follow(target: Target, run: Run, handle: Handle, console: Console) -> JobState:
+    from pipelines.progress import Progress
+    from pipelines.sweep_progress import SweepProgress
+
+    with (SweepProgress if run.spec.sweeps else Progress)(run, console) as progress:
+
+        def on_poll(state: JobState | None) -> None:
+            if state is None:
+                progress.waits(f"{handle.target} does not answer")
+            elif state.status == "PENDING":
+                progress.waits(f"{handle.target}: {state.secondary or 'pending'}")
+            progress.poll()
+
+        return wait(
+            target,
+            handle,
+            interval_s=target.poll_interval_s,
+            max_attempts=target.max_attempts,
+            on_poll=on_poll,
+        )
+
+
+def _leave(target: Target, handle: Handle, console: Console, *, stop: bool) -> None:
+    """Say what becomes of a run whose user leaves."""
+    if stop:
+        console.print(f"interrupted: stopping the run on {where(handle)}")
+        target.stop(handle)
+        console.print("stopped: nothing of it is left running. Go on with --resume")
+        return
+    console.print(f"interrupted: the run goes on at {where(handle)}")
+    for line in how_to_go_on(handle):
+        console.print(line, soft_wrap=True)
+    console.print(
+        f"attach   emberline {command_of(handle.open().spec)} {handle.workload} --resume "
+        f"--run-id {handle.run_id} --storage {handle.storage}",
+        soft_wrap=True,
+    )
+
+
+def _end(target: Target, run: Run, handle: Handle, state: JobState, console: Console) -> Outcome:
+    if state.status == "SUCCEEDED":
+        return Outcome(run, target.result(handle), state.details)
+    if state.status == "FAILED":
+        for line in last_lines(target, handle):
+            console.print(f"| {line}", style="dim", markup=False, soft_wrap=True)
+    raise error_of(state)
+
+
+def last_lines(target: Target, handle: Handle) -> list[str]:
+    """The end of a job's log; nothing if it cannot be had."""
+    from collections import deque
+
+    try:
+        return list(deque(target.logs(handle), NUM_LOG_LINES))
+    except EmberlineError:
+        return []
+
+
+def _place(spec: JobSpec) -> dict[str, object]:
+    return spec.model_dump(include=set(PLACE))
