@@ -181,7 +181,7 @@ def _follow(target: Target, run: Run, handle: Handle, console: Console) -> JobSt
             if state is None:
                 progress.waits(f"{handle.target} does not answer")
             elif state.status == "PENDING":
-                progress.waits(f"{handle.target}: {state.secondary or 'pending'}")
+                progress.waits(f"{handle.target}: {(state.secondary or 'pending').lower()}")
             progress.poll()
 
         return wait(

@@ -6,15 +6,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 from pipelines.jobs import Job, find_jobs
 from pipelines.remote import error_of, last_lines
 from ray_jobs.checks import duration
-from ray_jobs.errors import EXIT_OK
-from ray_jobs.result import JobResult, Metrics
+from ray_jobs.errors import EXIT_OK, EmberlineError
+from ray_jobs.result import Metrics
 from ray_jobs.targets.base import JobState, Watch
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 _SIDE_BY_SIDE = 8  # targets that are asked at once
 _DETAILS = ("attempt", "instance", "billable", "spot savings", "interruptions", "cost")
-_STYLES = {
+_STYLES: dict[str | None, str] = {
+    None: "red",
     "PENDING": "dim",
     "RUNNING": "cyan",
     "SUCCEEDED": "green",
@@ -37,17 +40,48 @@ class JobStatus:
     """One look at a run."""
 
     job: Job
-    state: JobState
+    state: JobState | None  # None: it is not known
+    error: EmberlineError | None = None  # why it is not
     metrics: dict[str, Metrics] = field(default_factory=dict)
     log: Sequence[str] = ()  # its last lines, if it failed
 
     @property
     def elapsed_s(self) -> float | None:
         """From its start to its end, or to now."""
-        if self.state.started_at is None:
+        if self.state is None or self.state.started_at is None:
             return None
         end = self.state.ended_at or datetime.now(UTC)
         return (end - self.state.started_at).total_seconds()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing will change by itself."""
+        if self.state is None:
+            return self.error is not None
+        return self.state.has_ended or not self.state.is_submitted
+
+    @property
+    def word(self) -> str:
+        if self.state is None:
+            return "unknown"
+        return self.state.status.lower() if self.state.is_submitted else "not submitted"
+
+    @property
+    def secondary(self) -> str:
+        """The service's own word, where it says more than ours."""
+        word = (self.state.secondary if self.state else None) or ""
+        return "" if word.lower() == self.word else word
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed, or why it is not known how it is."""
+        if self.state is None:
+            return str(self.error) if self.error else None
+        return self.state.reason if self.state.status == "FAILED" else None
+
+    def detail(self, key: str) -> str:
+        value = self.state.details.get(key, "") if self.state else ""
+        return "" if (key, value) == ("attempt", "1") else value
 
     def to_dict(self) -> dict[str, Any]:
         handle, state = self.job.handle, self.state
@@ -57,13 +91,14 @@ class JobStatus:
             "storage": handle.storage,
             "target": handle.target,
             "name": handle.name,
-            "status": state.status,
-            "secondary": state.secondary,
-            "reason": state.reason,
-            "started_at": state.started_at.isoformat() if state.started_at else None,
-            "ended_at": state.ended_at.isoformat() if state.ended_at else None,
+            "status": state.status if state else None,
+            "is_submitted": state.is_submitted if state else None,
+            "secondary": state.secondary if state else None,
+            "reason": state.reason if state else self.reason,
+            "started_at": state.started_at.isoformat() if state and state.started_at else None,
+            "ended_at": state.ended_at.isoformat() if state and state.ended_at else None,
             "elapsed_s": self.elapsed_s,
-            "details": dict(state.details),
+            "details": dict(state.details) if state else {},
             "metrics": {
                 split: {name: value.model_dump() for name, value in metrics.items()}
                 for split, metrics in self.metrics.items()
@@ -78,13 +113,20 @@ class Statuses:
 
     statuses: list[JobStatus]
     num_older: int = 0  # that are not shown
+    is_list: bool = False  # nobody asked for a certain run: an old failure is no news
 
     @property
     def exit_code(self) -> int:
-        """That of the first run that failed; else of the first that was stopped."""
+        """That of the first run that failed, or that is not known; else of the first that was
+        stopped."""
+        if self.is_list:
+            return EXIT_OK
+        for found in self.statuses:
+            if found.error is not None:
+                return found.error.exit_code
         for status in ("FAILED", "STOPPED"):
             for found in self.statuses:
-                if found.state.status == status:
+                if found.state is not None and found.state.status == status:
                     return error_of(found.state).exit_code
         return EXIT_OK
 
@@ -99,10 +141,10 @@ class Statuses:
         if self.num_older:
             console.print(f"[dim]{self.num_older} older runs are not shown; name one to see it[/]")
         for status in self.statuses:
-            if status.state.status != "FAILED":
+            if status.reason is None:
                 continue
-            reason = f"{status.job.handle.run_id}: {status.state.reason}"
-            console.print(f"\n{reason}", style="red", markup=False, soft_wrap=True)
+            reason = f"\n{status.job}: {status.reason}"
+            console.print(reason, style="red", markup=False, soft_wrap=True)
             for line in status.log:
                 console.print(f"| {line}", style="dim", markup=False, soft_wrap=True)
 
@@ -111,30 +153,64 @@ def table_of(statuses: Sequence[JobStatus]) -> Table:
     """A row for each run; a column only where a run has something in it."""
     from rich.table import Table
 
-    details = [key for key in _DETAILS if any(key in s.state.details for s in statuses)]
-    metrics = [
-        (split, s.job.handle.open().spec.objective.metric) for s in statuses for split in s.metrics
+    details = [key for key in _DETAILS if any(status.detail(key) for status in statuses)]
+    scores = [
+        (split, status.job.handle.open().spec.objective.metric)
+        for status in statuses
+        for split in status.metrics
     ]
-    columns = list(dict.fromkeys(metrics))
+    columns = list(dict.fromkeys(scores))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("run", "target", "status"):
         table.add_column(name, no_wrap=True)
     for name in ("elapsed", *details, *(f"{split} {metric}" for split, metric in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     for status in statuses:
-        handle, state = status.job.handle, status.state
-        elapsed = status.elapsed_s
-        said = state.status.lower() if state.is_submitted else "not submitted"
-        secondary = f" [dim]{state.secondary}[/]" if state.secondary else ""
+        elapsed, style = status.elapsed_s, _STYLES[status.state.status if status.state else None]
+        secondary = f" [dim]{escape(status.secondary)}[/]" if status.secondary else ""
         table.add_row(
             str(status.job),
-            handle.target,
-            f"[{_STYLES[state.status]}]{said}[/]{secondary}",
+            status.job.handle.target,
+            f"[{style}]{status.word}[/]{secondary}",
             "" if elapsed is None else duration(elapsed),
-            *(state.details.get(key, "") for key in details),
+            *(status.detail(key) for key in details),
             *(_value(status.metrics, split, metric) for split, metric in columns),
         )
     return table
+
+
+def _value(metrics: dict[str, Metrics], split: str, metric: str) -> str:
+    found = metrics.get(split, {}).get(metric)
+    return "" if found is None else f"{found.value:.4f}"
+
+
+class _Followed:
+    """A run that is looked at again and again, until it is over."""
+
+    def __init__(self, job: Job, *, drives: bool):
+        self._watch = Watch(job.target, job.handle) if drives else None
+        self.status = JobStatus(job, None)
+
+    def look(self) -> None:
+        if self.status.is_over:
+            return
+        job = self.status.job
+        try:
+            state = self._watch.look() if self._watch else job.target.status(job.handle)
+        except EmberlineError as error:
+            self.status = JobStatus(job, None, error)
+        else:
+            self.status = replace(self.status, state=state or self.status.state)
+
+    def complete(self, with_metrics: bool) -> JobStatus:
+        """With the metrics of a run that ended well, and the last words of one that failed."""
+        status = self.status
+        target, handle = status.job.target, status.job.handle
+        if status.state is not None and status.state.status == "FAILED":
+            return replace(status, log=last_lines(target, handle))
+        if with_metrics and status.state is not None and status.state.status == "SUCCEEDED":
+            return replace(status, metrics=target.result(handle).metrics)
+        return status
 
 
 def status(
@@ -143,90 +219,51 @@ def status(
     """How far runs are: those named, or the newest under a storage root.
 
     Args:
-        wait: until all have ended; runs that nobody has submitted are not waited for.
+        wait: until all have ended, submitting what is due; runs that nobody has submitted are not
+            waited for.
 
     Raises:
         SpecError: there is no such run.
-        EmberlineError: as the targets say.
     """
-    from rich.console import Console
-
     jobs, num_older = find_jobs(storage, run_ids)
-    watches = [Watch(job.target, job.handle) for job in jobs]
-    states: list[JobState | None] = [None] * len(jobs)
-
-    def look(number: int) -> None:
-        state = states[number]
-        if state is None or not (state.has_ended or not state.is_submitted):
-            states[number] = watches[number].look() if wait else _status(jobs[number]) or state
-
-    def found() -> list[JobStatus]:
-        return [JobStatus(job, state) for job, state in zip(jobs, states, strict=True) if state]
-
+    runs = [_Followed(job, drives=wait) for job in jobs]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        list(pool.map(look, range(len(jobs))))
-        if wait:
-            _wait(pool, look, states, found, interval_s, Console(stderr=True, highlight=False))
-        complete = [*pool.map(lambda s: _complete(s, with_metrics), found())]
-    return Statuses(complete, num_older)
+
+        def look() -> list[JobStatus]:
+            list(pool.map(_Followed.look, runs))
+            return [run.status for run in runs]
+
+        statuses = look()
+        if wait and statuses:
+            _wait(look, statuses, interval_s)
+        complete = [*pool.map(lambda run: run.complete(with_metrics), runs)]
+    return Statuses(complete, num_older, is_list=not run_ids and not wait)
 
 
 def _wait(
-    pool: ThreadPoolExecutor,
-    look: Callable[[int], None],
-    states: list[JobState | None],
-    found: Callable[[], list[JobStatus]],
-    interval_s: float,
-    console: Console,
+    look: Callable[[], list[JobStatus]], statuses: list[JobStatus], interval_s: float
 ) -> None:
-    """Look again until all have ended: a live table on a terminal, a line a change elsewhere."""
+    """Look until all are over: a live table on a terminal, a line a change elsewhere."""
+    from rich.console import Console
     from rich.live import Live
 
+    console = Console(stderr=True, highlight=False)
     told: dict[str, str] = {}
 
-    def tell() -> None:
-        for status in found():
-            handle, state = status.job.handle, status.state
-            said = " ".join(filter(None, (state.status.lower(), state.secondary)))
-            if told.get(handle.name) != said:
-                told[handle.name] = said
+    def tell(statuses: list[JobStatus]) -> None:
+        for status in statuses:
+            said = f"{status.word} {status.secondary}".rstrip()
+            if told.get(str(status.job)) != said:
+                told[str(status.job)] = said
                 console.print(f"{status.job}: {said}", markup=False)
 
-    def ended(state: JobState | None) -> bool:
-        return state is not None and (state.has_ended or not state.is_submitted)
-
-    live = Live(console=console, transient=True, auto_refresh=False)
-    if console.is_terminal:
-        live.start()
-    try:
+    with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
             if console.is_terminal:
-                live.update(table_of(found()), refresh=True)
+                live.update(table_of(statuses), refresh=True)
             else:
-                tell()
-            if all(map(ended, states)):
+                tell(statuses)
+            if all(status.is_over for status in statuses):
                 return
             time.sleep(interval_s)
-            list(pool.map(look, range(len(states))))
-    finally:
-        live.stop()
-
-
-def _status(job: Job) -> JobState:
-    return job.target.status(job.handle)
-
-
-def _complete(status: JobStatus, with_metrics: bool) -> JobStatus:
-    """With the metrics of a run that has ended well, and the last words of one that failed."""
-    target, handle = status.job.target, status.job.handle
-    if status.state.status == "FAILED":
-        return JobStatus(status.job, status.state, log=last_lines(target, handle))
-    if with_metrics and status.state.status == "SUCCEEDED":
-        result: JobResult = target.result(handle)
-        return JobStatus(status.job, status.state, metrics=result.metrics)
-    return status
-
-
-def _value(metrics: dict[str, Metrics], split: str, metric: str) -> str:
-    found = metrics.get(split, {}).get(metric)
-    return "" if found is None else f"{found.value:.4f}"
+            statuses = look()

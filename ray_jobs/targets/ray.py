@@ -243,7 +243,8 @@ class RayTarget(Target):
                 raise SpecError(
                     f"{name}={value} would take the place of ray.address={self._address}; unset it"
                 )
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it sends
+        for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):  # they tell of all they send
+            logging.getLogger(name).setLevel(logging.ERROR)
         return JobSubmissionClient(self._address)
 
     def _variables(self) -> dict[str, str]:
