@@ -38,13 +38,13 @@ def logs(storage: str, run_id: str, *, follow: bool) -> Iterator[str]:
 
 
 def find_jobs(storage: str, run_ids: Sequence[str]) -> tuple[list[Job], int]:
-    """The runs, and how many older ones were left out."""
+    """The runs named, or else the newest, the newest last; and how many older ones are left out."""
     runs = [find_run(storage, run_id) for run_id in run_ids]
     num_older = 0
     if not run_ids:
-        runs = sorted(runs_under(storage), key=lambda run: run.run_id)
-        num_older = max(0, len(runs) - MOST_SHOWN)
-        runs = runs[num_older:]
+        folders = _folders(Storage(storage))
+        num_older = max(0, len(folders) - MOST_SHOWN)
+        runs = _open(Storage(storage), folders[num_older:])
     jobs = []
     for run in runs:
         target = connect(run.spec.target, run.spec)
@@ -52,14 +52,31 @@ def find_jobs(storage: str, run_ids: Sequence[str]) -> tuple[list[Job], int]:
     return jobs, num_older
 
 
-def runs_under(root: str) -> Iterator[Run]:
-    """Those of this version under a storage root."""
+def runs_under(root: str) -> list[Run]:
+    """Every run of this version under a storage root, the newest last."""
     storage = Storage(root)
-    for workload in workloads.NAMES:
-        for folder in storage.list(workload):
-            if not storage.exists(f"{folder}/{SPEC}"):
-                continue
-            try:
-                yield Run.at(f"{storage.uri}/{folder}")
-            except SpecError:
-                continue
+    return _open(storage, _folders(storage))
+
+
+def _folders(storage: Storage) -> list[str]:
+    """The folders of runs, by the time at which they were submitted."""
+    from pyarrow.fs import FileType
+
+    folders = [folder for workload in workloads.NAMES for folder in storage.list(workload)]
+    specs = storage.filesystem.get_file_info([storage.full(f"{each}/{SPEC}") for each in folders])
+    made = [
+        (info.mtime_ns or 0, folder)
+        for folder, info in zip(folders, specs, strict=True)
+        if info.type != FileType.NotFound
+    ]
+    return [folder for _, folder in sorted(made)]
+
+
+def _open(storage: Storage, folders: Sequence[str]) -> list[Run]:
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(Run.at(f"{storage.uri}/{folder}"))
+        except SpecError:  # of an older version, which is not carried out any more
+            continue
+    return runs

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,47 +59,75 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     token_path = tmp_path_factory.mktemp("token") / "token"
     token_path.write_text(secrets.token_hex(32))
-    logs = tmp_path_factory.mktemp("nodes")
-    scratch = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie there: their paths must be short
-    gcs, dashboard, *ports = free_ports(6)
     with authentication_env_guard():
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
         reset_auth_token_state()
+        with nodes() as place:
+            head = place.start_head("a")
+            second = place.start_second("b")
+            yield Cluster(place.address, head, second)
+    reset_auth_token_state()
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Starts the nodes of one cluster, whose head always has the same address."""
+
+    scratch: Path  # sockets lie there: its path must be short
+    ports: list[int]
+    started: list[subprocess.Popen[bytes]]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.ports[1]}"
+
+    def start_head(self, name: str) -> subprocess.Popen[bytes]:
+        gcs, dashboard, client, agent, _ = self.ports
+        head = self._start(
+            name, "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
+        )  # fmt: skip
+        for port in (gcs, dashboard):
+            wait_for_port(port, head, self._log(name))
+        return head
+
+    def start_second(self, name: str) -> subprocess.Popen[bytes]:
+        agent = f"--dashboard-agent-listen-port={self.ports[4]}"
+        return self._start(name, f"--address=127.0.0.1:{self.ports[0]}", agent)
+
+    def _log(self, name: str) -> Path:
+        return self.scratch / f"{name}.log"
+
+    def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        command = [
+            str(RAY), "start", "--block", "--num-cpus=1", "--object-store-memory=100000000",
+            f"--temp-dir={self.scratch / name}", *words,
+        ]  # fmt: skip
         environment = {
             **os.environ,
             "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         environment.pop("RAY_ADDRESS", None)
+        with self._log(name).open("wb") as log:
+            node = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=self.scratch
+            )
+        self.started.append(node)
+        return node
 
-        def start(name: str, *words: str) -> subprocess.Popen[bytes]:
-            command = [
-                str(RAY), "start", "--block", "--num-cpus=1", "--object-store-memory=100000000",
-                f"--temp-dir={scratch / name}", *words,
-            ]  # fmt: skip
-            with (logs / f"{name}.log").open("wb") as log:
-                return subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=scratch
-                )
 
-        head = start(
-            "a", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--ray-client-server-port={ports[0]}",
-            f"--dashboard-agent-listen-port={ports[1]}",
-        )  # fmt: skip
-        nodes = [head]
-        try:
-            wait_for_port(gcs, head, logs / "a.log")
-            agent = f"--dashboard-agent-listen-port={ports[2]}"
-            nodes.append(start("b", f"--address=127.0.0.1:{gcs}", agent))
-            wait_for_port(dashboard, head, logs / "a.log")
-            yield Cluster(f"http://127.0.0.1:{dashboard}", *nodes)
-        finally:
-            for node in reversed(nodes):
-                end(node)
-            shutil.rmtree(scratch, ignore_errors=True)
-    reset_auth_token_state()
+@contextmanager
+def nodes() -> Iterator[Nodes]:
+    place = Nodes(Path(tempfile.mkdtemp(prefix="ray-")), free_ports(5), [])
+    try:
+        yield place
+    finally:
+        for node in reversed(place.started):
+            end(node)
+        shutil.rmtree(place.scratch, ignore_errors=True)
 
 
 def free_ports(number: int) -> list[int]:

@@ -13,13 +13,16 @@ import psutil
 import pytest
 
 from ray_jobs.checks import Checklist
+from ray_jobs.errors import RetryableError
 from ray_jobs.events import read_events
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run, flatten
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import Target, wait
 from ray_jobs.targets.local import LocalTarget
-from tests.contract.conftest import RAY, REPOSITORY, Cluster, end
+from ray_jobs.targets.ray import RayTarget
+from ray_jobs.targets.ray_spec import RaySpec
+from tests.contract.conftest import RAY, REPOSITORY, Cluster, end, nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -182,4 +185,27 @@ def test_a_job_that_loses_a_node_ends_with_the_same_metrics(
     end(cluster.second)
     result = finish(target, run)
     assert len(members(run, "started")) == 3  # one of them twice
+    assert_same(result, undisturbed)
+
+
+def test_a_job_that_loses_its_head_goes_on_when_there_is_a_new_one(
+    cluster: Cluster, tmp_path: Path, undisturbed: JobResult
+) -> None:
+    with nodes() as place:  # with the token of the other cluster
+        head = place.start_head("a")
+        target = RayTarget(RaySpec(address=place.address, working_dir=str(REPOSITORY)))
+        run = make_run(tmp_path, "head")
+        target.submit(run)
+        deadline = time.monotonic() + 120
+        while not members(run, "ended"):
+            assert not target.status(target.handle(run)).has_ended
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (ended,) = members(run, "ended")
+        end(head)
+        with pytest.raises(RetryableError, match="does not answer"):
+            target.status(target.handle(run))
+        place.start_head("b")
+        result = finish(target, run, max_attempts=2)
+    assert members(run, "started").count(ended) == 1
     assert_same(result, undisturbed)
