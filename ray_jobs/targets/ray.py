@@ -89,7 +89,13 @@ class RayTarget(Target):
 
     def status(self, handle: Handle) -> JobState:
         run = handle.open()
-        attempt, job = self._newest(handle)
+        try:
+            attempt, job = self._newest(handle)
+        except (PreflightError, RetryableError):
+            stored = stored_state(run)
+            if stored is None or stored.status != "SUCCEEDED":
+                raise
+            return stored  # it outlives its cluster
         if job is not None:
             return _state(run, job, attempt)
         stored = stored_state(run)

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from ray_jobs.errors import PreflightError, RetryableError, SpecError
+from ray_jobs.result import JobResult
 from ray_jobs.run import RESULT, Run
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import JobState, wait
@@ -320,3 +322,22 @@ def test_the_list_has_only_what_this_project_submitted(dashboard: Dashboard, run
         "fire-night~2": job("fire-night~2", "RUNNING", metadata=tags),
     }
     assert there.list() == [handle]
+
+
+def test_a_result_outlives_its_cluster(dashboard: Dashboard, run: Run) -> None:
+    there = target(dashboard)
+    handle = there.submit(run)
+    dashboard.code = 500
+    result = JobResult(
+        run_id=run.run_id,
+        workload="fire",
+        status="STOPPED",
+        objective=run.spec.objective,
+        seed=0,
+        started_at=datetime.now(UTC),
+    )
+    run.write_result(result)
+    with pytest.raises(RetryableError):  # it may have been taken up since
+        there.status(handle)
+    run.write_result(result.model_copy(update={"status": "SUCCEEDED"}))
+    assert there.status(handle).status == "SUCCEEDED"
