@@ -1,12 +1,15 @@
 """GcodeBundle: a trained decoder of G-code as one folder that predicts, and nothing in it is a
 pickle.
 
-    bundle.json             architecture, features and their scale, commands, sha256 of the weights
+    bundle.json             workload, architecture, features and their scale, commands, sha256 of
+                            the weights
     weights.safetensors
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from ray_jobs.models.gcode_network import GcodeNetwork
 
+WORKLOAD = "gcode"
 _AT_ONCE = 256  # windows
 
 
@@ -44,16 +48,34 @@ class GcodeBundle:
         Raises:
             ValueError: there are fewer rows than a window has.
         """
-        import torch
+        self.check_length(rows)
+        (lines,) = self.decode_runs([rows])
+        return lines
 
+    def check_length(self, rows: NDArray[np.float64]) -> None:
+        """Whether the rows of a run have a window to decode.
+
+        Raises:
+            ValueError: there are fewer rows than a window has.
+        """
         window = self.frame.window
         if len(rows) < window:
             raise ValueError(
                 f"a window has {window} rows, but there are {len(rows)}; give at least {window} "
                 "rows of one run, in time order"
             )
-        x, mask = (torch.from_numpy(part) for part in self.frame.scaled(rows))
-        ends = np.arange(window - 1, len(rows))
+
+    def decode_runs(self, runs: Sequence[NDArray[np.float64]]) -> list[GcodeLines]:
+        """As `decode`, of several runs, each long enough: their windows share the network's
+        batches."""
+        import torch
+
+        window = self.frame.window
+        x, mask = (torch.from_numpy(part) for part in self.frame.scaled(np.concatenate(runs)))
+        starts = np.cumsum([0, *map(len, runs)])
+        ends = np.concatenate(
+            [np.arange(start + window - 1, end) for start, end in pairwise(starts.tolist())]
+        )
         commands, types, values = [], [], []
         with torch.inference_mode():
             for start in range(0, len(ends), _AT_ONCE):
@@ -62,7 +84,12 @@ class GcodeBundle:
                 commands.append(heads.command.argmax(dim=1))
                 types.append(heads.param_type > 0)
                 values.append(self.network.param_value.decode(heads.param_value))
-        return GcodeLines(*(torch.cat(parts).numpy() for parts in (commands, types, values)))
+        heads_of_all = [torch.cat(parts).numpy() for parts in (commands, types, values)]
+        cuts = np.cumsum([len(rows) - window + 1 for rows in runs])[:-1]
+        return [
+            GcodeLines(*lines)
+            for lines in zip(*(np.split(head, cuts) for head in heads_of_all), strict=True)
+        ]
 
 
 def write_gcode_bundle(
@@ -70,6 +97,7 @@ def write_gcode_bundle(
 ) -> None:
     """Write a bundle into an existing folder."""
     about = {
+        "workload": WORKLOAD,
         "model": spec.model_dump(mode="json"),
         "frame": frame.model_dump(mode="json"),
         "learns_weights": "log_variance" in network.state_dict(),

@@ -1,7 +1,7 @@
 """ImageBundle: a trained image classifier as one folder that predicts, and nothing in it is a
 pickle.
 
-    bundle.json             architecture, classes, input, sha256 of the weights
+    bundle.json             workload, architecture, classes, input, sha256 of the weights
     weights.safetensors
 """
 
@@ -19,7 +19,9 @@ from ray_jobs.models.bundle_files import read_network, write_network
 from ray_jobs.models.image_classifier import ImageInput, ImageModelSpec, build_image_classifier
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+WORKLOAD = "waste"
 
 
 class ImageBundle:
@@ -41,12 +43,25 @@ class ImageBundle:
         """
         import torch
 
+        pictures = [self.prepare(content, max_pixels=max_pixels) for content in contents]
+        return self.predict_prepared(torch.stack(pictures))
+
+    def prepare(self, content: bytes, *, max_pixels: int = 50_000_000) -> Tensor:
+        """The network's input, float32 [3, S, S], from the bytes of a picture's file.
+
+        Raises:
+            BadPicture: it cannot be decoded.
+        """
         from ray_jobs.data.images.decode import decode
 
-        pictures = [decode(content, max_pixels=max_pixels)[0] for content in contents]
+        return self._transform(decode(content, max_pixels=max_pixels)[0])
+
+    def predict_prepared(self, pictures: Tensor) -> NDArray[np.float64]:
+        """P(class), [N, C], of inputs [N, 3, S, S]."""
+        import torch
+
         with torch.inference_mode():
-            logits = self.network(torch.stack([self._transform(picture) for picture in pictures]))
-        return torch.softmax(logits.double(), dim=1).numpy()
+            return torch.softmax(self.network(pictures).double(), dim=1).numpy()
 
 
 def write_image_bundle(
@@ -58,6 +73,7 @@ def write_image_bundle(
 ) -> None:
     """Write a bundle into an existing folder."""
     about = {
+        "workload": WORKLOAD,
         "model": spec.model_dump(mode="json"),
         "classes": list(classes),
         "image": asdict(image),

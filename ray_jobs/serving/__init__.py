@@ -1,0 +1,1 @@
+"""The scoring app: one ASGI app for the models of every workload."""
