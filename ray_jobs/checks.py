@@ -22,7 +22,7 @@ class Check:
     """The outcome of one check."""
 
     name: str
-    passed: bool | None  # None: not checked, because one that it needs has failed
+    passed: bool | None  # None: not known, or not checked because one that it needs failed
     found: str
     fix: str = ""  # where `found` does not say it
 

@@ -1,4 +1,5 @@
-"""What the image answers to `train` under SageMaker: `python -m ray_jobs.container train`.
+"""What the image answers to `train` and `serve` under SageMaker: `python -m ray_jobs.container
+train`, `python -m ray_jobs.container serve`.
 
 Everything is below /opt/ml, or below EMBERLINE_ML_DIR:
 
@@ -18,19 +19,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.container_cluster import end_is_told, join, lead
+from ray_jobs.container_log import tell_scores, told
 from ray_jobs.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -40,18 +41,18 @@ from ray_jobs.errors import (
     SpecError,
     Stopped,
 )
-from ray_jobs.events import read_events
+from ray_jobs.lifecycle import carry_out
 from ray_jobs.ray_runtime import spin_briefly
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import parse_spec
-from ray_jobs.storage import brief_cause
+from ray_jobs.workloads.base import COMBINE
 
 ML_DIR = "/opt/ml"
 SPEC_PARTS, RUN_ID, STORAGE = "emberline.spec.{}", "emberline.run_id", "emberline.storage"
+PART = "emberline.part"  # a member, or COMBINE, where the run's parts are jobs of their own
 _MAX_FAILURE = 1024  # characters that DescribeTrainingJob gives back
-_FOLLOW_INTERVAL_S = 1.0
 _SOURCE_CHANNEL = re.compile(r"data_(\d+)")
 
 
@@ -64,56 +65,95 @@ class ContainerJob:
     run_id: str
     storage: str
     current_host: str
-    hosts: list[str]
+    hosts: list[str]  # the first carries the job out, the others lend it their processors
+    network_interface: str | None
+    part: str | None = None  # of the run; None: all of it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m ray_jobs.container train`. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.container", description=__doc__)
-    parser.add_argument("command", choices=["train"])
-    parser.parse_args(arguments)
+    parser.add_argument("command", choices=["train", "serve"])
+    options = parser.parse_args(arguments)
     base = Path(os.environ.get("EMBERLINE_ML_DIR", ML_DIR))
     spin_briefly()
     try:
+        if options.command == "serve":
+            from ray_jobs.serve import serve_container
+
+            return serve_container(base)
         result = train(base)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except EmberlineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(result.to_json())
+    if result is not None:
+        print(result.to_json())
     return EXIT_OK
 
 
-def train(base: Path) -> JobResult:
+def train(base: Path) -> JobResult | None:
     """Carry out the job that stands under `base`; its model is then under model/.
+
+    None on a host that only lends its processors to the first one, which has the model; and of a
+    member, whose files are in the run's folder.
 
     Raises:
         EmberlineError: the job failed; output/failure says why. `Stopped`: it was asked to stop.
         KeyboardInterrupt: it was asked to stop, and its workload has no checkpoint to write first.
     """
-    from ray_jobs.train import run_job
-
     (base / "output" / "failure").unlink(missing_ok=True)
     try:
         job = read_job(base)
-        if len(job.hosts) > 1:  # else each of them would train the whole job
-            raise SpecError(
-                f"{len(job.hosts)} hosts: this image trains on one; set sagemaker.instance_count: 1"
-            )
-        run = _open(job)
-        with _sigterm_stops(run), _told(run):
-            result = run_job(run)
-            if result.status != "SUCCEEDED":
-                raise JobFailed(result.reason or f"the run ended as {result.status}")
-            _tell_scores(result)
-            _write_model(run, result, base / "model")
-        return result
+        if len(job.hosts) == 1:
+            return _carry_out(job, base / "model")
+        _use_interface(job)
+        run = Run(job.spec, job.run_id)
+        if job.current_host == job.hosts[0]:
+            with end_is_told(run):
+                return _carry_out(job, base / "model")
+        join(run, job.hosts, job.current_host)
+        return None
     except Stopped:
         raise
     except Exception as error:
         _write_failure(base, str(error).strip() or type(error).__name__)
         raise
+
+
+def _carry_out(job: ContainerJob, model: Path) -> JobResult | None:
+    """None: the job was one member of the run."""
+    run = _open(job)
+    cluster = lead(run, job.hosts) if len(job.hosts) > 1 else nullcontext()
+    member = job.part if job.part != COMBINE else None
+    steps = () if member is None else ("prepare", member)
+    with _sigterm_stops(run), told(run, steps), cluster:
+        if member is not None:
+            _train_member(run, member)
+            return None
+        work = run.workload.work if job.part is None else run.workload.combine
+        result = carry_out(run, lambda: work(run))
+        if result.status != "SUCCEEDED":
+            raise JobFailed(result.reason or f"the run ended as {result.status}")
+        tell_scores(result)
+        _write_model(run, result, model)
+    return result
+
+
+def _train_member(run: Run, name: str) -> None:
+    if name not in run.spec.families():
+        raise SpecError(f"the hyperparameter {PART} is {name!r}, which is no member of the run")
+    result = run.workload.train_member(run, name)
+    if result.status != "SUCCEEDED":
+        raise JobFailed(result.reason or f"{name} ended as {result.status}")
+
+
+def _use_interface(job: ContainerJob) -> None:
+    """Gloo and NCCL take the network that connects the hosts: the container may have others."""
+    if job.network_interface:
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", job.network_interface)
 
 
 def read_job(base: Path) -> ContainerJob:
@@ -144,7 +184,9 @@ def read_job(base: Path) -> ContainerJob:
         run_id=_text(values, RUN_ID),
         storage=storage,
         current_host=current,
-        hosts=hosts,
+        hosts=sorted(hosts),
+        network_interface=resources.get("network_interface_name"),
+        part=values.get(PART),
     )
 
 
@@ -214,7 +256,7 @@ def _as_carried_out(spec: JobSpec, channels: Mapping[str, Path]) -> JobSpec:
     for name, folder in channels.items():
         source = _SOURCE_CHANNEL.fullmatch(name)
         if name == "data":
-            raw["data"]["path"] = str(folder)
+            raw["data"]["path"] = f"{folder}/**/*"  # all of them, by the names that they had
         elif source and int(source[1]) < len(raw["data"].get("sources") or []):
             raw["data"]["sources"][int(source[1])]["path"] = str(folder)
         else:
@@ -260,97 +302,6 @@ def _write_failure(base: Path, reason: str) -> None:
     output = base / "output"
     output.mkdir(parents=True, exist_ok=True)
     (output / "failure").write_text(reason[:_MAX_FAILURE], encoding="utf-8")
-
-
-# The log, which SageMaker reads metrics from
-
-
-@contextmanager
-def _told(run: Run) -> Iterator[None]:
-    """Print the run's progress, a line an event, as long as it is at it."""
-    ended = threading.Event()
-    told = {_identity(event) for event in read_events(run.storage, run.folder)}  # cut off earlier
-
-    def tell() -> None:
-        for event in read_events(run.storage, run.folder):
-            line = progress_line(event) if _identity(event) not in told else None
-            told.add(_identity(event))
-            if line:
-                print(line, flush=True)
-
-    def follow() -> None:
-        is_last = False
-        while not is_last:
-            is_last = ended.wait(_FOLLOW_INTERVAL_S)
-            try:
-                tell()
-            except OSError as error:  # the storage: the next look tells what this one missed
-                print(f"[emberline] warning: no progress: {brief_cause(error)}", flush=True)
-
-    thread = threading.Thread(target=follow, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _identity(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Several writers share a journal, so the place of an event in it is not fixed."""
-    return tuple(event.get(key) for key in ("time", "step", "event", "member", "epoch"))
-
-
-def progress_line(event: Mapping[str, Any]) -> str | None:
-    """What the log says of an event of the journal; None for one that it does not tell."""
-    kind, member = event["event"], event.get("member", "model")
-    if kind == "epoch":
-        of = f"/{event['num_epochs']}" if "num_epochs" in event else ""
-        head = f"[emberline] {member} epoch {event['epoch']}{of}:"
-        return f"{head} {_numbers(event.get('metrics', {}))}".rstrip()
-    if kind == "member_ended":
-        why = f" ({event['reason']})" if event.get("reason") else ""
-        head = f"[emberline] {member} {event['status']}{why}:"
-        return f"{head} {_numbers(event.get('metrics') or {})}".rstrip()
-    if kind == "resumed":
-        return f"[emberline] {member} goes on from epoch {event['epoch']}"
-    if kind == "step_started":
-        return f"[emberline] step {event['step']}"
-    if kind == "warning":
-        return f"[emberline] warning: {event['message']}"
-    return None
-
-
-def score_line(split: str, metrics: Mapping[str, float]) -> str:
-    """The scores of the whole model on one split."""
-    return f"[emberline] {split} scores: {_numbers(metrics)}"
-
-
-def score_pattern(split: str, metric: str) -> str:
-    """The regular expression that finds a metric in `score_line`."""
-    return rf"\[emberline\] {split} scores:.*\b{metric}={_NUMBER}"
-
-
-def member_pattern(member: str, metric: str) -> str:
-    """The regular expression that finds a member's metric, epoch by epoch, in `progress_line`."""
-    return rf"\[emberline\] {member} (?:epoch|SUCCEEDED).*\b{metric}={_NUMBER}"
-
-
-_NUMBER = r"([-+0-9.eE]+)"
-
-
-def _numbers(metrics: Mapping[str, Any]) -> str:
-    return " ".join(
-        f"{name}={float(value)!r}"
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    )
-
-
-def _tell_scores(result: JobResult) -> None:
-    for split, metrics in result.metrics.items():
-        scores = {name: metric.value for name, metric in metrics.items()}
-        print(score_line(split, scores), flush=True)
 
 
 if __name__ == "__main__":

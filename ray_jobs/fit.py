@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ray_jobs.training.task import NetworkTask
 
 _OUTCOME = "outcome.json"
+_SCRATCH = "ray-train"  # a folder that is there while several workers train
 _ERRORS: tuple[type[EmberlineError], ...] = (Stopped, RetryableError, JobFailed)
 
 
@@ -135,7 +136,15 @@ def _train(run: Run) -> MemberResult:
         run.storage.delete(outcome_path)
     name = f"{run.run_id}-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     with ray_runtime.session(run.spec.resources):
-        work = partial(run_workers, _worker, {"run": run.uri}, run.spec.resources, name=name)
+        work = partial(
+            run_workers,
+            _worker,
+            {"run": run.uri},
+            run.spec.resources,
+            name=name,
+            storage=run.storage,
+            folder=run.path("checkpoints", MODEL, _SCRATCH),
+        )
         wait_or_stop(run, work)
     return _read_outcome(run)
 
@@ -182,9 +191,12 @@ def _train_here(run: Run, data: DataSummary, rank: int, num_cpus: int) -> dict[s
     steps = f"{STEPS}-{_digest(run, data)[:12]}"  # of this data and recipe alone
     folder_of_steps = winner_checkpoints(run) or run.path("checkpoints", MODEL, steps)
     store = CheckpointStore(run.storage, folder_of_steps, emit)
-    task, network, report = _learn(
-        run, data, num_cpus, emit, store, stop_requested=run.is_stop_requested
-    )
+    try:
+        task, network, report = _learn(
+            run, data, num_cpus, emit, store, stop_requested=run.is_stop_requested
+        )
+    finally:
+        journal.flush()
     predictions = task.predict(network, "val")
     if rank != 0:
         journal.flush()

@@ -16,7 +16,7 @@ from ray_jobs.sections import ResourceSpec
 # At most two members train side by side on one machine (the local pipeline runner's limit), so each
 # takes half.
 SIDE_BY_SIDE = 2
-_OBJECT_STORE_BYTES = (
+OBJECT_STORE_BYTES = (
     128 * 2**20
 )  # rows travel through the storage; the store only carries arguments and results
 
@@ -69,7 +69,7 @@ def session(resources: ResourceSpec) -> Iterator[int]:
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
+            object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

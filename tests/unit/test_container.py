@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ray_jobs.container import SPEC_PARTS, STORAGE, main, progress_line, read_job
-from ray_jobs.errors import DataError, SpecError
+from ray_jobs.container import SPEC_PARTS, STORAGE, main, read_job
+from ray_jobs.container_cluster import JOIN_TIMEOUT_S, PORT, end_is_told
+from ray_jobs.container_log import progress_line
+from ray_jobs.errors import DataError, PreflightError, SpecError
 from ray_jobs.models.bundle_files import read_index, verify
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
@@ -40,6 +44,7 @@ def write_tree(
     channels: dict[str, str] | None = None,
     hosts: tuple[str, ...] = ("algo-1",),
     values: dict[str, str] | None = None,
+    current: int = 0,
 ) -> None:
     """What SageMaker writes for a request of ours before it starts the container."""
     spec = load_spec(workload, overrides=overrides, storage="s3://runs/team")
@@ -51,7 +56,7 @@ def write_tree(
     write(config / "hyperparameters.json", {**request["HyperParameters"], **(values or {})})
     write(
         config / "resourceconfig.json",
-        {"current_host": hosts[0], "hosts": list(hosts), "network_interface_name": "eth0"},
+        {"current_host": hosts[current], "hosts": list(hosts), "network_interface_name": "eth0"},
     )
     if channels:
         write(
@@ -98,7 +103,12 @@ def test_the_job_is_read_from_what_sagemaker_writes(tmp_path: Path) -> None:
 def test_several_hosts_share_a_storage(tmp_path: Path) -> None:
     hosts = ("algo-1", "algo-2")
     write_tree(tmp_path / "a", "fire", hosts=hosts, values={STORAGE: "s3://runs/team"})
-    assert read_job(tmp_path / "a").spec.storage == "s3://runs/team"
+    job = read_job(tmp_path / "a")
+    assert (job.spec.storage, job.hosts, job.network_interface) == (
+        "s3://runs/team",
+        [*hosts],
+        "eth0",
+    )
     write_tree(tmp_path / "b", "fire", hosts=hosts)
     with pytest.raises(SpecError, match=r"2 hosts need the hyperparameter emberline\.storage"):
         read_job(tmp_path / "b")
@@ -113,11 +123,69 @@ def test_a_channel_without_files_is_named(tmp_path: Path) -> None:
         read_job(tmp_path)
 
 
-def test_two_hosts_do_not_train_the_same_job_twice(here: Path) -> None:
-    write_tree(here, "fire", hosts=("algo-1", "algo-2"), values={STORAGE: str(here / "runs")})
-    assert main(["train"]) == 2
-    assert failure(here) == ("2 hosts: this image trains on one; set sagemaker.instance_count: 1")
-    assert not (here / "runs").exists()
+# A host that lends its processors to the first one
+
+
+@pytest.fixture
+def second(here: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """This is the second host, and nobody listens on the first; the run that it waits for."""
+    monkeypatch.setenv(PORT, "9")
+    monkeypatch.setenv(JOIN_TIMEOUT_S, "0")
+    for library in ("GLOO", "NCCL"):
+        monkeypatch.setenv(f"{library}_SOCKET_IFNAME", "eth0")
+    values = {STORAGE: str(here / "runs")}
+    write_tree(here, "fire", hosts=("127.0.0.2", "127.0.0.3"), values=values, current=1)
+    return Run(read_job(here).spec, RUN)
+
+
+def test_a_host_that_does_not_reach_the_first_one_says_so(here: Path, second: Run) -> None:
+    assert main(["train"]) == 5
+    assert failure(here) == (
+        "host '127.0.0.2' was not reached at port 9 within 0 s; look at its log, and whether the "
+        "security groups of sagemaker.vpc let the hosts reach one another"
+    )
+    assert not (here / "runs").exists(), "two hosts do not train the same job twice"
+
+
+def tell(run: Run, reason: str) -> None:
+    """What the first host writes when its job fails."""
+    with pytest.raises(PreflightError), end_is_told(run):
+        raise PreflightError(reason)
+
+
+def test_the_end_of_an_earlier_attempt_is_not_this_ones(here: Path, second: Run) -> None:
+    tell(second, "no rows")
+    assert main(["train"]) == 5
+    assert failure(here).startswith("host '127.0.0.2' was not reached")
+
+
+def test_a_job_that_fails_before_its_cluster_stands_fails_on_every_host(
+    here: Path, second: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(JOIN_TIMEOUT_S, "60")
+    tell(second, "no rows")  # an attempt before this one
+    with ThreadPoolExecutor(1) as pool:
+        telling = pool.submit(lambda: (time.sleep(0.5), tell(second, "no columns")))
+        assert main(["train"]) == 3
+        telling.result()
+    assert failure(here) == "host '127.0.0.2' failed: no columns"
+
+
+def test_a_host_that_is_asked_to_stop_while_it_waits_stops(
+    here: Path, second: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(JOIN_TIMEOUT_S, "60")
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: (time.sleep(0.5), os.kill(os.getpid(), signal.SIGTERM)))
+            assert main(["train"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert not (here / "output/failure").exists()
+
+
+# What is not as SageMaker writes it
 
 
 @pytest.mark.parametrize(
@@ -219,7 +287,7 @@ def test_a_job_on_a_channel_leaves_its_model_and_its_run(tmp_path: Path) -> None
     assert (result.status, result.model) == ("SUCCEEDED", None)
     assert run.spec.data.path == "s3://rows/fire/"  # as the user knows it
     assert result.data is not None
-    assert result.data.source == f"table:{base / 'input/data/data'}"
+    assert result.data.source == f"table:{base / 'input/data/data'}/**/*"
     assert "not registered, for MLFLOW_TRACKING_URI names no server" in stdout
 
     assert not (base / "model" / "left-by-another").exists()
