@@ -77,7 +77,7 @@ def print_checks(checklist: Checklist, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     for check in checklist.checks:
         fix = f"\n→ {check.fix}" if check.fix and check.passed is False else ""
-        table.add_row(marks[check.passed], check.name, Text(check.found + fix))
+        table.add_row(marks[check.passed], check.name, Text(check.found + fix, overflow="fold"))
     console.print(table)
 
 

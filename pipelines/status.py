@@ -20,11 +20,15 @@ from ray_jobs.result import Metrics
 from ray_jobs.targets.base import JobState, Watch
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
 
 _SIDE_BY_SIDE = 8  # targets that are asked at once
-_DETAILS = ("attempt", "instance", "billable", "spot savings", "interruptions", "cost")
+_DETAILS = (
+    "members", "attempt", "instance", "trained", "billable", "spot savings", "interruptions",
+    "cost",
+)  # fmt: skip
+_SAY_THEMSELVES = ("members", "instance")
 _STYLES: dict[str | None, str] = {
     None: "red",
     "PENDING": "dim",
@@ -70,7 +74,7 @@ class JobStatus:
     def secondary(self) -> str:
         """The service's own word, where it says more than ours."""
         word = (self.state.secondary if self.state else None) or ""
-        return "" if word.lower() == self.word else word
+        return "" if self.word in (word.lower(), "succeeded") else word
 
     @property
     def reason(self) -> str | None:
@@ -79,9 +83,15 @@ class JobStatus:
             return str(self.error) if self.error else None
         return self.state.reason if self.state.status == "FAILED" else None
 
-    def detail(self, key: str) -> str:
-        value = self.state.details.get(key, "") if self.state else ""
-        return "" if (key, value) == ("attempt", "1") else value
+    @property
+    def details(self) -> str:
+        """What the target says beside, such as the instance and the cost."""
+        found = self.state.details if self.state else {}
+        return ", ".join(
+            found[key] if key in _SAY_THEMSELVES else f"{key} {found[key]}"
+            for key in _DETAILS
+            if key in found and (key, found[key]) != ("attempt", "1")
+        )
 
     def to_dict(self) -> dict[str, Any]:
         handle, state = self.job.handle, self.state
@@ -137,7 +147,7 @@ class Statuses:
         if not self.statuses:
             console.print("no runs here; --storage names the root that they were started with")
             return
-        console.print(table_of(self.statuses))
+        console.print(overview(self.statuses))
         if self.num_older:
             console.print(f"[dim]{self.num_older} older runs are not shown; name one to see it[/]")
         for status in self.statuses:
@@ -149,11 +159,22 @@ class Statuses:
                 console.print(f"| {line}", style="dim", markup=False, soft_wrap=True)
 
 
-def table_of(statuses: Sequence[JobStatus]) -> Table:
-    """A row for each run; a column only where a run has something in it."""
+def overview(statuses: Sequence[JobStatus]) -> Group:
+    """A row for each run, then what the targets say beside."""
+    from rich.console import Group
+    from rich.text import Text
+
+    said = [
+        Text(f"{status.job}: {status.details}", style="dim", overflow="fold")
+        for status in statuses
+        if status.details
+    ]
+    return Group(_table(statuses), *said)
+
+
+def _table(statuses: Sequence[JobStatus]) -> Table:
     from rich.table import Table
 
-    details = [key for key in _DETAILS if any(status.detail(key) for status in statuses)]
     scores = [
         (split, status.job.handle.open().spec.objective.metric)
         for status in statuses
@@ -163,7 +184,7 @@ def table_of(statuses: Sequence[JobStatus]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for name in ("run", "target", "status"):
         table.add_column(name, no_wrap=True)
-    for name in ("elapsed", *details, *(f"{split} {metric}" for split, metric in columns)):
+    for name in ("elapsed", *(f"{split} {metric}" for split, metric in columns)):
         table.add_column(name, justify="right", no_wrap=True)
     for status in statuses:
         elapsed, style = status.elapsed_s, _STYLES[status.state.status if status.state else None]
@@ -173,7 +194,6 @@ def table_of(statuses: Sequence[JobStatus]) -> Table:
             status.job.handle.target,
             f"[{style}]{status.word}[/]{secondary}",
             "" if elapsed is None else duration(elapsed),
-            *(status.detail(key) for key in details),
             *(_value(status.metrics, split, metric) for split, metric in columns),
         )
     return table
@@ -260,7 +280,7 @@ def _wait(
     with Live(console=console, transient=True, auto_refresh=False) as live:
         while True:
             if console.is_terminal:
-                live.update(table_of(statuses), refresh=True)
+                live.update(overview(statuses), refresh=True)
             else:
                 tell(statuses)
             if all(status.is_over for status in statuses):

@@ -3,75 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.conftest import REPOSITORY, Cluster
+from tests.contract.shell import Shell, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-EMBERLINE = str(Path(sys.executable).with_name("emberline"))
 QUICK = ("data.samples=2000", "members=[logistic_regression]")
 LONG = ("data.samples=2000", "members={lstm_classifier: {epochs: 20000, patience: 20000}}")
 
 
-class Shell:
-    """A folder in which commands are typed."""
-
+class ClusterShell(Shell):
     def __init__(self, cluster: Cluster, folder: Path):
+        super().__init__(folder)
         self._address = cluster.address
-        self.folder = folder
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [EMBERLINE, *words],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "COLUMNS": "200"},
-        )
-
-    def call(self, *words: str, code: int = 0) -> tuple[str, str]:
-        """What it prints on stdout and stderr."""
-        process = self.start(*words)
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == code, (words, out, err)
-        assert "Traceback" not in err
-        return out, err
 
     def job(self, run_id: str, *overrides: str) -> list[str]:
         keys = ("tracking.enabled=false", f"ray.working_dir={REPOSITORY}", *overrides)
-        words = [part for key in keys for part in ("--set", key)]
-        return ["run", "fire", "--address", self._address, "--run-id", run_id, *words]
-
-    def state(self, run_id: str) -> dict[str, object]:
-        out, _ = self.call("status", "--json")
-        found = [run for run in json.loads(out) if run["run_id"] == run_id]
-        return found[0] if found else {"status": "PENDING"}  # its folder is not made yet
-
-    def wait_for(self, run_id: str, status: str) -> None:
-        deadline = time.monotonic() + 120
-        while (found := self.state(run_id))["status"] != status:
-            assert time.monotonic() < deadline, found
-            assert found["status"] in ("PENDING", "RUNNING"), found
+        return ["run", "fire", "--address", self._address, "--run-id", run_id, *settings(*keys)]
 
 
 @pytest.fixture
-def shell(cluster: Cluster, tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(cluster, tmp_path)
+def shell(cluster: Cluster, tmp_path: Path) -> Iterator[ClusterShell]:
+    shell = ClusterShell(cluster, tmp_path)
     yield shell
     shell.call("stop", "--all")
 
 
-def test_a_run_is_followed_to_its_result(shell: Shell) -> None:
+def test_a_run_is_followed_to_its_result(shell: ClusterShell) -> None:
     out, err = shell.call(*shell.job("first", *QUICK), "--json")
     result = json.loads(out)
     assert (result["run_id"], result["status"]) == ("first", "SUCCEEDED")
@@ -88,7 +52,7 @@ def test_a_run_is_followed_to_its_result(shell: Shell) -> None:
     assert '"run_id": "first"' in out
 
 
-def test_an_interrupt_leaves_the_run_at_work_and_says_how_to_go_on(shell: Shell) -> None:
+def test_an_interrupt_leaves_the_run_at_work_and_says_how_to_go_on(shell: ClusterShell) -> None:
     command = shell.start(*shell.job("away", *LONG))
     shell.wait_for("away", "RUNNING")
     command.send_signal(signal.SIGINT)
@@ -112,7 +76,7 @@ def test_an_interrupt_leaves_the_run_at_work_and_says_how_to_go_on(shell: Shell)
     shell.call("status", "away", code=130)
 
 
-def test_an_interrupt_stops_the_run_if_that_is_asked_for(shell: Shell) -> None:
+def test_an_interrupt_stops_the_run_if_that_is_asked_for(shell: ClusterShell) -> None:
     command = shell.start(*shell.job("ended", *LONG), "--stop-on-interrupt")
     shell.wait_for("ended", "RUNNING")
     command.send_signal(signal.SIGINT)
@@ -122,7 +86,7 @@ def test_an_interrupt_stops_the_run_if_that_is_asked_for(shell: Shell) -> None:
     assert shell.state("ended")["status"] == "STOPPED"
 
 
-def test_all_that_was_started_is_stopped_on_every_target(shell: Shell) -> None:
+def test_all_that_was_started_is_stopped_on_every_target(shell: ClusterShell) -> None:
     shell.call(*shell.job("there", *LONG), "--detach")
     here = [word for word in shell.job("here", *LONG) if not word.startswith("http")]
     here.remove("--address")
@@ -141,7 +105,7 @@ def test_all_that_was_started_is_stopped_on_every_target(shell: Shell) -> None:
     assert "nothing is running" in out
 
 
-def test_a_run_that_fails_says_why_and_shows_its_log(shell: Shell) -> None:
+def test_a_run_that_fails_says_why_and_shows_its_log(shell: ClusterShell) -> None:
     _, err = shell.call(*shell.job("bad", "data.path=missing.csv"), code=3)
     assert err.splitlines()[-1].startswith("error: ")
     assert "missing.csv" in err.splitlines()[-1]
