@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pipelines.training import Outcome, command_of
+from ray_jobs.checks import in_gib
 from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, SpecError, Stopped
 from ray_jobs.run import Run
 from ray_jobs.sections import PLACE, JobSpec
@@ -64,7 +65,10 @@ def start(
     take_over(run)
     handle = target.handle(run)
     try:
-        with console.status(f"submitting to {spec.target}"):
+        with console.status(f"submitting to {spec.target}") as shown:
+            target.on_upload = lambda done, total: shown.update(
+                f"uploading to {spec.target}: {in_gib(done)} of {in_gib(total)}"
+            )
             target.submit(run)
         if detach:
             return Submission(handle)

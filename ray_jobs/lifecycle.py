@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from ray_jobs.errors import EmberlineError, JobFailed, Stopped
@@ -18,6 +18,7 @@ from ray_jobs.versions import versions
 
 _POLL_INTERVAL_S = 0.5
 _ERROR_LINE = re.compile(r"^\s*([\w.]*(?:Error|Exception|Failed)\b.*)$", re.MULTILINE)
+_OWN_ERROR = re.compile(r"^\s*(ray_jobs\.[\w.]+): (.*\S)\s*$", re.MULTILINE)
 
 
 def carry_out(
@@ -100,12 +101,32 @@ def _unfinished(run: Run, status: Status, reason: str) -> JobResult:
 
 def failure_of(run: Run, log: str) -> EmberlineError:
     """The error that ended a run whose steps were other processes, from what they left in the
-    journal, or else in their `log`."""
+    journal and in their `log`."""
+    text = run.storage.read_text(run.path(log))
+    own = _own_error(text)
     for event in reversed(read_events(run.storage, run.folder)):
-        if event["event"] == "step_ended" and "failure" in event:
+        # The log is of this attempt alone; the journal has all of the words.
+        if "failure" in event and (own is None or event["failure"].startswith(str(own))):
             error = JobFailed(event["failure"])
             error.exit_code = event["exit_code"]
             return error
-    errors = _ERROR_LINE.findall(run.storage.read_text(run.path(log)))
+    if own is not None:  # as of a step that could not reach the journal
+        return own
+    errors = _ERROR_LINE.findall(text)
     first = f": {errors[0]}" if errors else ""  # those after it only pass it on
     return JobFailed(f"the pipeline ended early{first} (see {run.storage.display(run.path(log))})")
+
+
+def _own_error(log: str) -> EmberlineError | None:
+    """The first error of this project's that a traceback in a log ends with."""
+    kinds = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _kinds(EmberlineError)}
+    for name, reason in _OWN_ERROR.findall(log):
+        if name in kinds:
+            return kinds[name](reason)
+    return None
+
+
+def _kinds(kind: type[EmberlineError]) -> Iterator[type[EmberlineError]]:
+    yield kind
+    for special in kind.__subclasses__():
+        yield from _kinds(special)

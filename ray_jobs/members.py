@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_jobs.errors import EmberlineError
+from ray_jobs.errors import EmberlineError, RetryableError
 from ray_jobs.events import Journal
 from ray_jobs.models.base import FitContext
 from ray_jobs.prepare import read_data
 from ray_jobs.result import DataSummary, MemberResult, parse_member_result
 from ray_jobs.run import Run
+from ray_jobs.storage import StorageRefused, brief_cause
 from ray_jobs.training.checkpoints import CheckpointStore
 from ray_jobs.workloads.fire import FireSpec
 
@@ -45,6 +46,9 @@ def train_members(run: Run, names: Sequence[str]) -> list[MemberResult]:
 
     A member that was fitted before, with the same configuration on the same rows, is not fitted
     again. A member that fails is a FAILED result; it takes no other with it.
+
+    Raises:
+        RetryableError: the storage failed, which is no fault of a member.
     """
     from ray_jobs import ray_runtime
 
@@ -64,8 +68,14 @@ def train_members(run: Run, names: Sequence[str]) -> list[MemberResult]:
             remote = ray.remote(_train_member).options(num_cpus=cpus_per_member, max_retries=2)
             for batch in [waiting] if run.spec.parallel else [[name] for name in waiting]:
                 references = [remote.remote(run.uri, name, data, cpus_per_member) for name in batch]
+                outages = []
                 for name, reference in zip(batch, references, strict=True):
-                    results[name] = _collect(run, name, reference)
+                    try:
+                        results[name] = _collect(run, name, reference)
+                    except (RetryableError, StorageRefused) as error:
+                        outages.append(error)  # the others may end well yet, and are then kept
+                if outages:
+                    raise outages[0]
     return [results[name] for name in names]
 
 
@@ -78,11 +88,38 @@ def _collect(run: Run, name: str, reference: ray.ObjectRef[str]) -> MemberResult
         return parse_member_result(
             ray.get(reference), name=name, family=run.spec.members[name].family
         )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, EmberlineError):
+            raise error.cause from None
+        reason = f"{type(error.cause).__name__}: {brief_cause(error.cause)}"
+        return _note_failure(run, name, reason)
     except ray.exceptions.RayError as error:
-        result = _failed(run, name, f"its worker died: {str(error).strip().splitlines()[0]}")
-        _write_member_result(run, result)
-        run.journal(name)("member_ended", member=name, status="FAILED", reason=result.reason)
-        return result
+        return _note_failure(run, name, f"its worker died: {str(error).strip().splitlines()[0]}")
+
+
+def fail_member(run: Run, name: str, reason: str, since: datetime | None) -> None:
+    """Note why a member was not fitted, on behalf of a job that could not.
+
+    A fit that is good for the run's data is kept, and so is what the job itself has noted.
+
+    Args:
+        since: when the job was made; what was noted before is an earlier one's.
+    """
+    left = read_member_result(run, name)
+    if left.status == "FAILED" and since and left.started_at and left.started_at >= since:
+        return
+    if left.status == "SUCCEEDED" and left.spec_digest == _member_digest(run, name, read_data(run)):
+        return
+    _note_failure(run, name, reason)
+
+
+def _note_failure(run: Run, name: str, reason: str) -> MemberResult:
+    result = _failed(run, name, reason)
+    _write_member_result(run, result)
+    journal = run.journal(name)
+    journal("member_ended", member=name, status="FAILED", reason=reason)
+    journal.flush()
+    return result
 
 
 def _train_member(run_uri: str, name: str, data: DataSummary, num_threads: int) -> str:
@@ -92,7 +129,9 @@ def _train_member(run_uri: str, name: str, data: DataSummary, num_threads: int) 
     journal = run.journal(name)
     journal("member_started", member=name)
     try:
-        result = fit_member(run, name, data, num_threads)
+        result = fit_member(run, name, data, num_threads, journal)
+    except (RetryableError, StorageRefused):
+        raise
     except (EmberlineError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
         run.storage.write_text(
             run.path("checkpoints", name, "traceback.txt"), traceback.format_exc()
@@ -119,7 +158,9 @@ def end_member(run: Run, journal: Journal, result: MemberResult, started: dateti
     return result
 
 
-def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> MemberResult:
+def fit_member(
+    run: Run, name: str, data: DataSummary, num_threads: int, journal: Journal
+) -> MemberResult:
     """Fit one member on train, score it on validation, and publish its files under
     `checkpoints/<name>/`."""
     import numpy as np
@@ -128,7 +169,6 @@ def fit_member(run: Run, name: str, data: DataSummary, num_threads: int) -> Memb
     from ray_jobs.metrics import best_threshold, bootstrap_intervals
 
     config = run.spec.members[name]
-    journal = run.journal(name)
 
     def emit(event: str, **fields: object) -> None:
         journal(event, member=name, **fields)

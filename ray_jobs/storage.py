@@ -1,8 +1,12 @@
 """Storage: one root URI (`./runs`, `s3://bucket/prefix`) behind which all runs, datasets and models
 live.
 
-Paths given to a Storage are relative to its root, with `/`. Small files are written whole and
-atomically: a reader sees the old content or the new one, never a part.
+Paths given to a Storage are relative to its root, with `/`. Files are written whole and atomically:
+a reader sees the old content or the new one, never a part.
+
+A remote storage that does not answer is asked again, six times in all (AWS_MAX_ATTEMPTS sets
+another number), with pauses of up to 1, 2, 4, 8 and 16 s, half of that on average; then it is taken
+for unavailable. A local one raises the OSErrors of its system, such as that of a full disk.
 """
 
 from __future__ import annotations
@@ -10,16 +14,80 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
-from ray_jobs.errors import PreflightError
+from ray_jobs.errors import PreflightError, RetryableError
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileSystem
+
+_MAX_ATTEMPTS = 6
+_COPY_BYTES = 1 << 20
+_AWS_ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status \d+\))?")
+# What waiting does not mend. AWS General Reference, "Common Errors"; S3 API Reference, "Error
+# responses"; spelled as Arrow does (aws/core/client/CoreErrors.h).
+_REFUSALS = frozenset(
+    {
+        "ACCESS_DENIED",
+        "INCOMPLETE_SIGNATURE",
+        "INVALID_ACCESS_KEY_ID",
+        "INVALID_CLIENT_TOKEN_ID",
+        "INVALID_SIGNATURE",
+        "MISSING_AUTHENTICATION_TOKEN",
+        "NO_SUCH_BUCKET",
+        "OPT_IN_REQUIRED",
+        "REQUEST_EXPIRED",
+        "SIGNATURE_DOES_NOT_MATCH",
+        "UNRECOGNIZED_CLIENT",
+    }
+)
+
+
+class StorageUnavailable(RetryableError, OSError):
+    """A remote storage does not answer, or not now. What it holds, it keeps."""
+
+
+class StorageRefused(PreflightError, OSError):
+    """A remote storage refuses these credentials, or has no such bucket."""
+
+
+def outage(uri: str, error: OSError) -> StorageUnavailable | StorageRefused | None:
+    """A failure of S3's, which names itself, as an error that a user can read. None of any other,
+    such as a missing file or a full disk.
+
+    Args:
+        uri: what to name.
+    """
+    found = _AWS_ERROR.search(str(error))
+    if found is None or isinstance(error, StorageUnavailable | StorageRefused):
+        return None
+    if found[1] in _REFUSALS:
+        return StorageRefused(
+            f"storage {uri!r} refuses access ({found[0]}). Check the bucket, your AWS credentials "
+            "and AWS_ENDPOINT_URL; then give the same command again"
+        )
+    return StorageUnavailable(
+        f"storage {uri!r} does not answer ({found[0]}). What it holds is kept: once it answers, "
+        "the same command with the same --run-id goes on from there"
+    )
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Raises `outage` of what goes wrong within, where it is one."""
+    try:
+        yield
+    except OSError as error:
+        told = outage(uri, error)
+        if told is None:
+            raise
+        raise told from None
 
 
 def resolve_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
@@ -56,22 +124,33 @@ def _s3(uri: str) -> tuple[FileSystem, str]:
         region=region or ("us-east-1" if endpoint else None),
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=4),
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_max_attempts()),
     )
     return filesystem, uri.removeprefix("s3://").rstrip("/")
+
+
+def _max_attempts() -> int:
+    """Of one request. AWS SDKs and Tools Reference Guide, "Retry behavior"."""
+    given = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    return int(given) if given.isdecimal() and int(given) else _MAX_ATTEMPTS
 
 
 def brief_cause(error: BaseException) -> str:
     """What a message of Arrow comes down to: its S3 errors run to a paragraph around one code."""
     text = str(error).strip()
-    code = re.search(r"AWS Error ([A-Z_]+)", text)
+    code = _AWS_ERROR.search(text)
     if code:
         return code[1]
     return text.partition("\n")[0][:200] or type(error).__name__
 
 
 class Storage:
-    """Files under one root URI."""
+    """Files under one root URI.
+
+    Every method that reads or writes raises, where the storage is remote:
+        StorageUnavailable: it does not answer, or not now.
+        StorageRefused: it never will.
+    """
 
     def __init__(self, uri: str | os.PathLike[str]):
         self.filesystem, self._root = resolve_filesystem(uri)
@@ -106,11 +185,14 @@ class Storage:
 
         Raises:
             PreflightError: the root cannot be written.
+            StorageUnavailable: it does not answer now.
         """
         probe = f".write-check-{uuid.uuid4().hex}"
         try:
             self.write_bytes(probe, b"")
             self.delete(probe)
+        except StorageUnavailable:
+            raise
         except OSError as error:
             raise PreflightError(
                 f"storage {self.uri!r} cannot be written ({brief_cause(error)}). "
@@ -121,10 +203,11 @@ class Storage:
     def exists(self, path: str) -> bool:
         from pyarrow.fs import FileType
 
-        return self.filesystem.get_file_info(self.full(path)).type != FileType.NotFound
+        with self._answering():
+            return self.filesystem.get_file_info(self.full(path)).type != FileType.NotFound
 
     def read_bytes(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(self.full(path)) as stream:
+        with self._answering(), self.filesystem.open_input_stream(self.full(path)) as stream:
             return stream.read()
 
     def read_text(self, path: str) -> str:
@@ -139,12 +222,22 @@ class Storage:
         self.write_bytes(path, content.encode("utf-8"))
 
     @contextmanager
+    def open_input(self, path: str) -> Iterator[NativeFile]:
+        """A binary file to be read in parts, as a Parquet file is."""
+        with self._answering(), self.filesystem.open_input_file(self.full(path)) as file:
+            yield file
+
+    @contextmanager
     def open_output(self, path: str) -> Iterator[IO[bytes]]:
         """A binary stream that becomes the file when it closes without an error."""
         target = self.full(path)
-        if not self.is_local:  # an S3 object appears when its upload completes
-            with self.filesystem.open_output_stream(target) as stream:
-                yield stream
+        if not self.is_local:
+            # Arrow completes an upload whatever ends it: so it begins when the content is whole.
+            with tempfile.TemporaryFile(prefix="emberline-") as file:
+                yield file
+                file.seek(0)
+                with self._answering(), self.filesystem.open_output_stream(target) as stream:
+                    shutil.copyfileobj(file, stream, _COPY_BYTES)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
@@ -176,19 +269,22 @@ class Storage:
 
         selector = FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         prefix = self._root.rstrip("/") + "/"
-        return sorted(
-            info.path.removeprefix(prefix) for info in self.filesystem.get_file_info(selector)
-        )
+        with self._answering():
+            infos = self.filesystem.get_file_info(selector)
+        return sorted(info.path.removeprefix(prefix) for info in infos)
 
     def delete(self, path: str) -> None:
-        self.filesystem.delete_file(self.full(path))
+        with self._answering():
+            self.filesystem.delete_file(self.full(path))
 
     def delete_folder(self, path: str) -> None:
         if self.exists(path):
-            self.filesystem.delete_dir(self.full(path))
+            with self._answering():
+                self.filesystem.delete_dir(self.full(path))
 
     def make_folder(self, path: str) -> None:
-        self.filesystem.create_dir(self.full(path), recursive=True)
+        with self._answering():
+            self.filesystem.create_dir(self.full(path), recursive=True)
 
     def publish_folder(self, source: Path, path: str) -> None:
         """Copy a local folder to `path`, replacing what stands there. Locally the swap is a
@@ -204,12 +300,13 @@ class Storage:
         from pyarrow.fs import LocalFileSystem, copy_files
 
         self.delete_folder(path)
-        copy_files(
-            str(source),
-            self.full(path),
-            source_filesystem=LocalFileSystem(),
-            destination_filesystem=self.filesystem,
-        )
+        with self._answering():
+            copy_files(
+                str(source),
+                self.full(path),
+                source_filesystem=LocalFileSystem(),
+                destination_filesystem=self.filesystem,
+            )
 
     @contextmanager
     def local_folder(self, path: str) -> Iterator[Path]:
@@ -218,15 +315,17 @@ class Storage:
         if self.is_local:
             yield self.local(path)
             return
-        import tempfile
-
         from pyarrow.fs import LocalFileSystem, copy_files
 
         with tempfile.TemporaryDirectory(prefix="emberline-") as folder:
-            copy_files(
-                self.full(path),
-                folder,
-                source_filesystem=self.filesystem,
-                destination_filesystem=LocalFileSystem(),
-            )
+            with self._answering():
+                copy_files(
+                    self.full(path),
+                    folder,
+                    source_filesystem=self.filesystem,
+                    destination_filesystem=LocalFileSystem(),
+                )
             yield Path(folder)
+
+    def _answering(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.is_local else answering(self.uri)

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from ray_jobs.checks import Checklist
-from ray_jobs.errors import RetryableError
+from ray_jobs.errors import EmberlineError, RetryableError
 from ray_jobs.events import read_events
 from ray_jobs.result import JobResult, Status
 from ray_jobs.run import Run
 from ray_jobs.storage import brief_cause
 
 _ERROR_LINE = re.compile(r"^(?:error: |[\w.]+(?:Error|Exception): )(.*)$", re.MULTILINE)
+OnUpload = Callable[[int, int], None]
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -72,6 +73,7 @@ class Target(ABC):
     name: ClassVar[str]
     poll_interval_s: float = 1.0  # between two looks, where the user does not say
     max_attempts: int = 1  # of a run that fails for a reason that may pass
+    on_upload: OnUpload = staticmethod(lambda done, total: None)  # bytes that are sent, and in all
 
     def storage(self, spec: Any) -> str:
         """The root URI under which a run of this description is kept.
@@ -154,7 +156,7 @@ class Target(ABC):
                     stored = run.read_result()
             except ValueError:  # the state's reason says it
                 stored = None
-            if stored is not None and stored.status == state.status:
+            if stored is not None and _tells_of(stored, state):
                 return stored
         return JobResult(
             run_id=run.run_id,
@@ -168,10 +170,19 @@ class Target(ABC):
         )
 
 
+def _tells_of(result: JobResult, state: JobState) -> bool:
+    """Whether a result is of this end; a failure in other words is that of an earlier attempt."""
+    if result.status != state.status:
+        return False
+    return state.status != "FAILED" or result.reason == state.reason
+
+
 @contextmanager
 def _answering(storage: str) -> Iterator[None]:
     try:
         yield
+    except EmberlineError:  # a remote storage says it itself
+        raise
     except OSError as error:
         raise RetryableError(
             f"storage {storage!r} does not answer ({brief_cause(error)}); try again"

@@ -116,6 +116,11 @@ class TrainingJobState(BaseModel):
         return self.status in ENDED
 
     @property
+    def is_gone(self) -> bool:
+        """SageMaker does not know the job, or not any more."""
+        return self.service_status is None and not self.is_malformed
+
+    @property
     def spot_savings(self) -> float | None:
         """The share of the price that spot capacity saved, 1 - billable / training.
 
@@ -154,6 +159,7 @@ class TrainingJobState(BaseModel):
             "billable": None if self.billable_s is None else f"{self.billable_s} s",
             "spot savings": None if savings is None else f"{savings:.0%}".replace("%", " %"),
             "interruptions": str(self.num_interruptions) if self.num_interruptions else None,
+            "exit_code": None if self.exit_code is None else str(self.exit_code),
             **{name: f"{value:.6g}" for name, value in self.metrics.items()},
         }
         return JobState(

@@ -2,8 +2,8 @@
 
 The image is this project's own and is started by `python -m ray_jobs.container train`, so
 no entry point of SageMaker's toolkits stands between the request and the job. With one instance the
-run's folder is what SageMaker keeps in step with S3 (CheckpointConfig); several instances need a
-folder that all of them see, and use S3 itself.
+run's folder is what SageMaker keeps in step with S3 (CheckpointConfig); several instances, or jobs
+of one run, need a folder that all of them see, and use S3 itself.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.container import (
-    ML_DIR,
-    RUN_ID,
-    SPEC_PARTS,
-    STORAGE,
-    member_pattern,
-    score_pattern,
-)
+from ray_jobs.container import ML_DIR, PART, RUN_ID, SPEC_PARTS, STORAGE
+from ray_jobs.container_log import member_pattern, score_pattern
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
 from ray_jobs.targets.sagemaker_spec import NUM_OWN_TAGS, SageMakerSpec
@@ -28,17 +22,15 @@ from ray_jobs.targets.sagemaker_spec import NUM_OWN_TAGS, SageMakerSpec
 if TYPE_CHECKING:
     from botocore.model import Shape
 
-PROJECT_TAG, WORKLOAD_TAG, RUN_ID_TAG, OWNER_TAG = (
-    "emberline:project",
-    "emberline:workload",
-    "emberline:run-id",
-    "emberline:owner",
+PROJECT_TAG, WORKLOAD_TAG, RUN_ID_TAG, STORAGE_TAG, OWNER_TAG, PART_TAG = (
+    f"emberline:{key}" for key in ("project", "workload", "run-id", "storage", "owner", "part")
 )
 PROJECT = "emberline"
 # The limits of CreateTrainingJob's HyperParameterValue and MetricDefinitionList.
 _MAX_VALUE = 2500
 _MAX_METRICS = 40
 _MAX_PARTS = 90  # of a hundred hyperparameters
+_ROOT = re.compile(r"[\w .:/=+\-@]{1,256}")
 # Volumes of instances with NVMe storage of their own cannot be encrypted with a key of the user's:
 # Amazon SageMaker AI API Reference, "ResourceConfig", VolumeKmsKeyId.
 _LOCAL_STORAGE = re.compile(
@@ -56,6 +48,7 @@ def training_job_request(
     channels: Mapping[str, str] | None = None,
     environment: Mapping[str, str] | None = None,
     max_run_s: int | None = None,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """The input of CreateTrainingJob.
 
@@ -70,6 +63,7 @@ def training_job_request(
         environment: variables of the container, such as MLFLOW_TRACKING_URI. Everyone who may
             describe the job reads them: no secrets.
         max_run_s: where the budget ends before `sagemaker.max_run_s`.
+        part: of the run that the job carries out: a member, or `COMBINE`. None: all of it.
 
     Raises:
         SpecError: the description lacks what SageMaker needs, or is too long.
@@ -87,17 +81,21 @@ def training_job_request(
             "ContainerArguments": ["train"],
             "MetricDefinitions": metric_definitions(spec),
         },
-        "HyperParameters": _hyperparameters(spec, sagemaker, run_id, root),
+        "HyperParameters": _hyperparameters(spec, run_id),
         "OutputDataConfig": _with_key(
-            {"S3OutputPath": f"{root}/{folder}/sagemaker"}, "KmsKeyId", sagemaker.kms_key
+            {"S3OutputPath": output_uri(root, spec.workload, run_id)}, "KmsKeyId", sagemaker.kms_key
         ),
         "ResourceConfig": _resources(sagemaker),
         "StoppingCondition": _stopping(sagemaker, max_run_s),
         "RetryStrategy": {"MaximumRetryAttempts": sagemaker.max_attempts},
         "EnableManagedSpotTraining": sagemaker.spot,
-        "Tags": _tags(spec, sagemaker, run_id, owner),
+        "Tags": _tags(spec, sagemaker, run_id, owner, root, part),
     }
-    if sagemaker.instance_count == 1:
+    if part is not None:
+        request["HyperParameters"][PART] = part
+    if part is not None or sagemaker.instance_count > 1:
+        request["HyperParameters"][STORAGE] = root
+    else:
         request["CheckpointConfig"] = {
             "S3Uri": f"{root}/{folder}",
             "LocalPath": f"{ML_DIR}/checkpoints/{folder}",
@@ -118,16 +116,29 @@ def storage_root(spec: JobSpec, sagemaker: SageMakerSpec) -> str:
     """The root URI of the runs, on S3.
 
     Raises:
-        SpecError: neither `storage` nor `sagemaker.bucket` names a bucket.
+        SpecError: neither `storage` nor `sagemaker.bucket` names a bucket, or not in letters that
+            a tag takes.
     """
     if spec.storage.startswith("s3://"):
-        return spec.storage.rstrip("/")
-    if sagemaker.bucket:
-        return "/".join(filter(None, (f"s3://{sagemaker.bucket}", sagemaker.prefix)))
-    raise SpecError(
-        f"target sagemaker cannot keep a run in storage {spec.storage!r}; give --storage "
-        "s3://<bucket>/<prefix>, or set sagemaker.bucket"
-    )
+        root = spec.storage.rstrip("/")
+    elif sagemaker.bucket:
+        root = "/".join(filter(None, (f"s3://{sagemaker.bucket}", sagemaker.prefix)))
+    else:
+        raise SpecError(
+            f"target sagemaker cannot keep a run in storage {spec.storage!r}; give --storage "
+            "s3://<bucket>/<prefix>, or set sagemaker.bucket"
+        )
+    if not _ROOT.fullmatch(root):  # it is a tag of each job, by which another command finds the run
+        raise SpecError(
+            f"storage {root!r}: use at most 256 letters, digits, spaces and _.:/=+-@, which a tag "
+            "of a training job can hold"
+        )
+    return root
+
+
+def output_uri(root: str, workload: str, run_id: str) -> str:
+    """Where SageMaker puts a run's model.tar.gz, below the name of its training job."""
+    return f"{root}/{workload}/{run_id}/sagemaker"
 
 
 def metric_definitions(spec: JobSpec) -> list[dict[str, str]]:
@@ -162,9 +173,7 @@ def _needed(sagemaker: SageMakerSpec) -> tuple[str, str]:
     return sagemaker.image_uri, sagemaker.role_arn
 
 
-def _hyperparameters(
-    spec: JobSpec, sagemaker: SageMakerSpec, run_id: str, root: str
-) -> dict[str, str]:
+def _hyperparameters(spec: JobSpec, run_id: str) -> dict[str, str]:
     # A value has no line breaks (its pattern is `.*`) and a limited length: JSON, in parts.
     text = json.dumps(spec.model_dump(mode="json"), separators=(",", ":"))
     parts = [text[start : start + _MAX_VALUE] for start in range(0, len(text), _MAX_VALUE)]
@@ -175,8 +184,6 @@ def _hyperparameters(
         )
     found = {SPEC_PARTS.format(number): part for number, part in enumerate(parts)}
     found[RUN_ID] = run_id
-    if sagemaker.instance_count > 1:
-        found[STORAGE] = root
     return found
 
 
@@ -211,12 +218,16 @@ def _stopping(sagemaker: SageMakerSpec, max_run_s: int | None) -> dict[str, int]
     return found
 
 
-def _tags(spec: JobSpec, sagemaker: SageMakerSpec, run_id: str, owner: str) -> list[dict[str, str]]:
+def _tags(
+    spec: JobSpec, sagemaker: SageMakerSpec, run_id: str, owner: str, root: str, part: str | None
+) -> list[dict[str, str]]:
     own = {
         PROJECT_TAG: PROJECT,
         WORKLOAD_TAG: spec.workload,
         RUN_ID_TAG: run_id,
+        STORAGE_TAG: root,
         OWNER_TAG: re.sub(r"[^\w .:/=+\-@]", "_", owner)[:256],
+        PART_TAG: part or "all",
     }
     assert len(own) == NUM_OWN_TAGS
     return [{"Key": key, "Value": value} for key, value in (own | sagemaker.tags).items()]

@@ -13,7 +13,7 @@ from ray_jobs.section import Section
 DAY_S = 86_400
 MAX_TAGS = 50
 # Tags that the target adds: the run, the workload, and that the job is this project's.
-NUM_OWN_TAGS = 4
+NUM_OWN_TAGS = 6
 _OWN_PREFIX = "emberline:"
 
 _ROLE = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")
@@ -25,6 +25,7 @@ _INSTANCE = re.compile(r"ml\.[a-z0-9-]+\.[a-z0-9]+")
 _REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NETWORK_ID = re.compile(r"[-0-9a-zA-Z]{1,32}")
+_SECRET = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|KEY|CREDENTIAL", re.IGNORECASE)
 _TAG = re.compile(r"[\w .:/=+\-@]*")
 
 NetworkId = Annotated[str, Field(max_length=32)]
@@ -74,6 +75,7 @@ class SageMakerSpec(Section):
     vpc: VpcSpec | None = None
     kms_key: Annotated[str, Field(max_length=2048, pattern=r"^[a-zA-Z0-9:/_-]+$")] | None = None
     tags: dict[str, str] = {}
+    env: list[str] = []  # variables of this environment that the job gets too; no secrets
     keep_alive_s: Annotated[int, Field(ge=0, le=21_600)] = 0  # warm pool; billed while it waits
     # Members of an ensemble in jobs of their own, so many at once; null: one job trains them all.
     max_parallel_jobs: Annotated[int, Field(ge=1)] | None = None
@@ -150,6 +152,19 @@ class SageMakerSpec(Section):
             if key.lower().startswith(("aws:", _OWN_PREFIX)):
                 raise ValueError(f"tag {key!r}: aws: and {_OWN_PREFIX} are not yours to set")
         return tags
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is not the name of a variable")
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"{name!r} looks like a secret, and everyone who may describe the job would "
+                    "read it; keep it in AWS Secrets Manager and let role_arn read it"
+                )
+        return names
 
     @model_validator(mode="after")
     def _agree(self) -> SageMakerSpec:

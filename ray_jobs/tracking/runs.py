@@ -7,8 +7,11 @@ costs no training.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,54 +49,99 @@ def tracking_uri(run: Run) -> str:
 
 
 def log_run(run: Run, result: JobResult) -> RegisteredModel:
-    """Log a finished evaluation; a repeated call finds what the first one registered.
+    """Log a finished evaluation; a repeated call finds what the first one registered, or marks what
+    it left half logged as FAILED and logs anew.
+
+    A request that is not answered is sent five times within half a minute, or as often as
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES says.
 
     Raises:
-        RetryableError: MLflow cannot be reached or refuses.
+        RetryableError: MLflow or its artifact store cannot be reached, or refuses.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, not four
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a result goes there
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(run)
     is_embedded = "MLFLOW_TRACKING_URI" not in os.environ  # which the next line sets
     mlflow.set_tracking_uri(uri)
-    try:
+    # sagemaker's plugin warns of every request to a server that is not SageMaker's.
+    logging.getLogger("mlflow.tracking.request_header").setLevel(logging.ERROR)
+    with _answering(uri):
         client = mlflow.MlflowClient(uri)
         model_name = run.spec.tracking.model_name or run.spec.workload
-        earlier = client.search_model_versions(
-            f"name = '{model_name}' and tags.`{RUN_ID_TAG}` = '{run.run_id}'"
-        )
-        if earlier:
-            return _registered(model_name, earlier[0])
-        experiment_id = _experiment(client, run, is_embedded=is_embedded)
-        parent_id = _create_run(client, experiment_id, run.run_id, run, result.started_at, {})
-        _log_parent(client, parent_id, run, result)
-        if result.ensemble is None:
-            _log_only_model(client, parent_id, run, result.members[0])
-            _log_trials(client, experiment_id, parent_id, run)
-        else:
-            for member in result.members:
-                _log_member(client, experiment_id, parent_id, run, member)
-        version = _log_model(client, parent_id, model_name, run, result)
-        client.set_terminated(parent_id)
+        version = _registered_earlier(client, model_name, run)
+        if version is None:
+            experiment_id = _experiment(client, run, is_embedded=is_embedded)
+            _end_earlier(client, experiment_id, run)
+            parent_id = _create_run(client, experiment_id, run.run_id, run, result.started_at, {})
+            _log_parent(client, parent_id, run, result)
+            if result.ensemble is None:
+                _log_only_model(client, parent_id, run, result.members[0])
+                _log_trials(client, experiment_id, parent_id, run)
+            else:
+                for member in result.members:
+                    _log_member(client, experiment_id, parent_id, run, member)
+            version = _log_model(client, parent_id, model_name, run, result)
+        _finish(client, version)
         return version
-    except MlflowException as error:
-        raise RetryableError(
-            f"MLflow at {uri} did not take the run: {str(error).splitlines()[0]}. "
-            "Everything is trained and stored; the same command with the same --run-id goes on "
-            "from here."
-        ) from error
 
 
 def log_report(run: Run, model: RegisteredModel) -> None:
-    """Put the report beside the run that the model came from."""
+    """Put the report beside the run that the model came from.
+
+    Raises:
+        RetryableError: as `log_run`.
+    """
     import mlflow
 
     text = run.storage.read_text(run.path(REPORT))
-    mlflow.MlflowClient(tracking_uri(run)).log_text(model.mlflow_run_id, text, REPORT)
+    uri = tracking_uri(run)
+    with _answering(uri):
+        mlflow.MlflowClient(uri).log_text(model.mlflow_run_id, text, REPORT)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """MLflow's failures within, and those of the artifact store behind it, as RetryableErrors."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException  # of artifacts that a server takes for its store
+
+    try:
+        yield
+    except (MlflowException, RequestException, Boto3Error, BotoCoreError, ClientError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RetryableError(
+            f"MLflow at {uri} did not take the run: {cause}. Everything is trained and stored; "
+            "the same command with the same --run-id goes on from here."
+        ) from error
+
+
+def _registered_earlier(client: MlflowClient, model_name: str, run: Run) -> RegisteredModel | None:
+    found = client.search_model_versions(
+        f"name = '{model_name}' and tags.`{RUN_ID_TAG}` = '{run.run_id}'"
+    )
+    return _registered(model_name, found[0]) if found else None
+
+
+def _end_earlier(client: MlflowClient, experiment_id: str, run: Run) -> None:
+    """An attempt that was cut off while it was logged must not look like one at work."""
+    cut_off = f"tags.`{RUN_ID_TAG}` = '{run.run_id}' and attributes.status = 'RUNNING'"
+    for earlier in client.search_runs([experiment_id], cut_off):
+        client.set_terminated(earlier.info.run_id, "FAILED")
+
+
+def _finish(client: MlflowClient, model: RegisteredModel) -> None:
+    """Move the alias to the model, unless it has moved past it, and end its run."""
+    aliases = client.get_registered_model(model.name).aliases
+    if int(aliases.get(ALIAS, 0)) < model.version:
+        client.set_registered_model_alias(model.name, ALIAS, str(model.version))
+    if client.get_run(model.mlflow_run_id).info.status == "RUNNING":
+        client.set_terminated(model.mlflow_run_id)
 
 
 def _experiment(client: MlflowClient, run: Run, *, is_embedded: bool) -> str:
@@ -227,8 +275,7 @@ def _milliseconds(at: datetime | None) -> int | None:
 def _log_model(
     client: MlflowClient, run_id: str, model_name: str, run: Run, result: JobResult
 ) -> RegisteredModel:
-    """Log the model as a pyfunc made of code and plain files, register it, and move the alias
-    to it."""
+    """Log the model as a pyfunc made of code and plain files, and register it."""
     import mlflow
 
     assert result.data is not None, "only evaluated runs are logged"
@@ -236,6 +283,12 @@ def _log_model(
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         form = run.workload.write_model(run, result, folder)
+        tags = {
+            RUN_ID_TAG: run.run_id,
+            "emberline.data_digest": result.data.digest,
+            "emberline.test_digest": result.data.splits["test"].digest,
+            **form.tags,
+        }
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
@@ -246,18 +299,10 @@ def _log_model(
                 input_example=form.example,
                 pip_requirements=_pinned(form.requirements),
                 registered_model_name=model_name,
+                tags=tags,  # of the version, too, from the start: another attempt knows it by them
             )
-    version = client.get_model_version(model_name, str(info.registered_model_version))
-    tags = {
-        RUN_ID_TAG: run.run_id,
-        "emberline.data_digest": result.data.digest,
-        "emberline.test_digest": result.data.splits["test"].digest,
-        **form.tags,
-    }
-    for key, value in tags.items():
-        client.set_model_version_tag(model_name, version.version, key, value)
-    client.set_registered_model_alias(model_name, ALIAS, version.version)
-    return _registered(model_name, version)
+    version = str(info.registered_model_version)
+    return _registered(model_name, client.get_model_version(model_name, version))
 
 
 def _pinned(packages: tuple[str, ...]) -> list[str]:

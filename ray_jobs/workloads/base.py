@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
     from ray_jobs.run import Run
+
+COMBINE = "_combine"  # the part of a job that is left when its members are fitted
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,24 @@ class Workload(ABC):
     @abstractmethod
     def work(self, run: Run) -> None:
         """All steps of the job, in this process. The last one writes the SUCCEEDED result."""
+
+    def train_member(self, run: Run, name: str) -> MemberResult:
+        """Prepare, and fit one member, in this process: a part of the job, which may be carried out
+        beside the others.
+
+        Raises:
+            DataError: the data cannot be used as the spec asks.
+        """
+        raise NotImplementedError(f"{run.spec.workload} has no members")
+
+    def fail_member(self, run: Run, name: str, reason: str, since: datetime | None) -> None:
+        """Note that a member was not fitted, if the job for it, made at `since`, left no word."""
+        raise NotImplementedError(f"{run.spec.workload} has no members")
+
+    def combine(self, run: Run) -> None:
+        """The steps that are left when every member has been fitted or has failed. The last one
+        writes the SUCCEEDED result."""
+        raise NotImplementedError(f"{run.spec.workload} has no members")
 
     @abstractmethod
     def score(self, run: Run, members: list[MemberResult]) -> dict[str, Any]:

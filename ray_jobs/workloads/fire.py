@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
@@ -89,14 +90,37 @@ class Fire(Workload):
     preparation = "ray_jobs.data.prepare:prepare"
 
     def work(self, run: Run) -> None:
-        from ray_jobs.ensemble import build
-        from ray_jobs.evaluate import evaluate
         from ray_jobs.members import longest_first, train_members
         from ray_jobs.prepare import prepare
-        from ray_jobs.register import register
 
         data = prepare(run)
         train_members(run, longest_first(run.spec, data))
+        self._finish(run)
+
+    def train_member(self, run: Run, name: str) -> MemberResult:
+        from ray_jobs.members import train_members
+        from ray_jobs.prepare import prepare
+
+        prepare(run)
+        (result,) = train_members(run, [name])
+        return result
+
+    def fail_member(self, run: Run, name: str, reason: str, since: datetime | None) -> None:
+        from ray_jobs.members import fail_member
+
+        fail_member(run, name, reason, since)
+
+    def combine(self, run: Run) -> None:
+        from ray_jobs.prepare import prepare
+
+        prepare(run)
+        self._finish(run)
+
+    def _finish(self, run: Run) -> None:
+        from ray_jobs.ensemble import build
+        from ray_jobs.evaluate import evaluate
+        from ray_jobs.register import register
+
         build(run)
         evaluate(run)
         register(run)

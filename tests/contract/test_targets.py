@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,11 @@ from ray_jobs.run import RESULT, Run
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import Handle, JobState, Target, wait
 from ray_jobs.targets.local import LocalTarget
+from ray_jobs.targets.sagemaker import SageMakerTarget
+from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from tests.sagemaker_emulator.aws import open_account
 
+pytest_plugins = ["tests.sagemaker_emulator.fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 JOB = ("data.samples=2000", "members=[logistic_regression]", "tracking.enabled=false")
@@ -32,10 +35,12 @@ class Place:
     """A target, and the storage root that it and this process share."""
 
     target: Target
-    storage: Path
+    storage: str
+    overrides: tuple[str, ...] = ()  # what the target needs to know
 
     def run(self, run_id: str, *overrides: str) -> Run:
-        return Run.create(load_spec("fire", overrides=overrides, storage=str(self.storage)), run_id)
+        spec = load_spec("fire", overrides=[*self.overrides, *overrides], storage=self.storage)
+        return Run.create(spec, run_id)
 
     def finish(self, handle: Handle) -> JobState:
         return wait(self.target, handle, interval_s=0.2)
@@ -44,12 +49,30 @@ class Place:
         return sum(e["event"] == event for e in read_events(run.storage, run.folder))
 
 
-@pytest.fixture(scope="module", params=["local", "ray"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    storage = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module", params=["local", "ray", "sagemaker"])
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "local":
-        return Place(LocalTarget(str(storage)), storage)
-    return Place(request.getfixturevalue("cluster").target(), storage)
+        yield Place(LocalTarget(str(folder)), str(folder))
+    elif request.param == "ray":
+        yield Place(request.getfixturevalue("cluster").target(), str(folder))
+    else:
+        with (
+            open_account(folder, request.getfixturevalue("moto")) as account,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            for name, value in account.environment.items():
+                patch.setenv(name, value)
+            yield Place(
+                SageMakerTarget(SageMakerSpec(poll_interval_s=0.2)),
+                f"s3://{account.bucket}/contract",
+                (
+                    f"sagemaker.role_arn={account.role_arn}",
+                    f"sagemaker.image_uri={account.image_uri}",
+                ),
+            )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +118,8 @@ def test_the_list_has_what_was_submitted(place: Place, done: tuple[Run, Handle])
 
 
 def test_a_failed_job_says_why(place: Place) -> None:
-    run = place.run("failed", "data.path=missing.csv", "tracking.enabled=false")
+    path = f"{place.storage}/missing.csv"
+    run = place.run("failed", f"data.path={path}", "tracking.enabled=false")
     handle = place.target.submit(run)
     state = place.finish(handle)
     assert state.status == "FAILED"
@@ -111,13 +135,13 @@ def test_a_malformed_result_is_a_failure(
     place: Place, done: tuple[Run, Handle], content: bytes
 ) -> None:
     run, handle = done
-    path = run.storage.local(run.path(RESULT))
-    kept = path.read_bytes()
-    path.write_bytes(content)
+    path = run.path(RESULT)
+    kept = run.storage.read_bytes(path)
+    run.storage.write_bytes(path, content)
     try:
         state, result = place.finish(handle), place.target.result(handle)
     finally:
-        path.write_bytes(kept)
+        run.storage.write_bytes(path, kept)
     assert state.status == result.status == "FAILED"
     assert state.reason is not None
     assert "is not a result of this version" in state.reason
@@ -150,7 +174,7 @@ def test_a_stopped_run_ends_and_is_taken_up_by_another_submission(place: Place) 
 def test_a_run_whose_folder_is_gone_is_named(place: Place) -> None:
     run = place.run("gone", *JOB)
     handle = place.target.handle(run)
-    shutil.rmtree(run.storage.local(run.folder))
+    run.storage.delete_folder(run.folder)
     with pytest.raises(SpecError, match="no run 'gone' of 'fire' under"):
         place.target.status(handle)
     with pytest.raises(SpecError, match="no run 'other' of 'fire' under"):

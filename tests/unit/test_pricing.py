@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import date
 
 import pytest
@@ -20,12 +21,33 @@ from ray_jobs.targets.sagemaker_spec import SageMakerSpec
 
 def test_every_price_has_a_source_and_a_day() -> None:
     table = prices()
-    assert len(table) >= 4
+    assert len(table) >= 10
     for price in table.values():
         assert price.instance_type.startswith("ml.")
         assert 0.01 < price.usd_per_hour < 200
         assert date(2023, 1, 1) < price.read_on <= date.today()
-        assert "rain" in price.source  # of training, not of hosting
+        assert re.match(r"https://\S+: ", price.source)
+        assert "training" in price.source.lower()  # of hosting alone, it may be another
+        places = {"eu-west-1": "EU (Ireland)", "us-east-1": "us-east-1|USE1"}
+        assert any(word in price.source for word in places[price.region].split("|"))
+
+
+def test_a_larger_instance_costs_more() -> None:
+    """A typing error in the table would show."""
+    sizes = ["large", "xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge", "24xlarge"]
+    families: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for price in prices().values():
+        _, family, size = price.instance_type.split(".")
+        found = families.setdefault((family, price.region), [])
+        found.append((sizes.index(size), price.usd_per_hour))
+    for found in families.values():
+        costs = [usd for _, usd in sorted(found)]
+        assert costs == sorted(set(costs))
+
+
+def test_the_cost_of_a_run_in_another_region() -> None:
+    spec = SageMakerSpec(instance_type="ml.g5.12xlarge")
+    assert str(cost_of_run(spec, "us-east-1", 1800)) == "3.54 USD (7.09 USD/hour on 2026-08-01)"
 
 
 def test_the_cost_of_a_run() -> None:

@@ -8,15 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ray_jobs.container import (
-    RUN_ID,
-    SPEC_PARTS,
-    STORAGE,
-    member_pattern,
-    progress_line,
-    score_line,
-    score_pattern,
-)
+from ray_jobs.container import PART, RUN_ID, SPEC_PARTS, STORAGE
+from ray_jobs.container_log import member_pattern, progress_line, score_line, score_pattern
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import load_spec, parse_spec
@@ -169,7 +162,9 @@ def test_the_run_is_found_by_its_tags() -> None:
         "emberline:project": "emberline",
         "emberline:workload": "fire",
         RUN_ID_TAG: "a.b_c",
+        "emberline:storage": "s3://runs/team",
         "emberline:owner": "ada",
+        "emberline:part": "all",
     }
 
 
@@ -272,3 +267,18 @@ def test_what_the_service_would_refuse(path: tuple[Any, ...], value: Any, fault:
         holder = holder[key]
     holder[path[-1]] = value
     assert any(fault in line for line in request_faults(made)), request_faults(made)
+
+
+def test_a_part_of_a_run_uses_the_storage_itself() -> None:
+    made = request(part="lstm_classifier")
+    assert "CheckpointConfig" not in made
+    assert made["HyperParameters"][STORAGE] == "s3://runs/team"
+    assert made["HyperParameters"][PART] == "lstm_classifier"
+    assert {"Key": "emberline:part", "Value": "lstm_classifier"} in made["Tags"]
+    assert request_faults(made) == []
+
+
+@pytest.mark.parametrize("root", ["s3://runs/a'b", "s3://runs/" + "x" * 250])
+def test_a_root_that_no_tag_can_hold_is_refused(root: str) -> None:
+    with pytest.raises(SpecError, match="use at most 256 letters, digits, spaces and"):
+        storage_root(load_spec("fire", storage=root), on())

@@ -53,10 +53,19 @@ def test_spot_waits_as_long_again_as_it_trains() -> None:
         ({"prefix": "/runs"}, "'/runs' is not a prefix; write it as folder/folder"),
         ({"tags": {"aws:x": "y"}}, "tag 'aws:x': aws: and emberline: are not yours to set"),
         ({"tags": {"a": "b\n"}}, "tag 'a': use letters, digits, spaces and _.:/=+-@"),
+        ({"env": ["A=b"]}, "'A=b' is not the name of a variable"),
+        (
+            {"env": ["WANDB_API_KEY"]},
+            "'WANDB_API_KEY' looks like a secret, and everyone who may describe the job would "
+            "read it; keep it in AWS Secrets Manager and let role_arn read it",
+        ),
+        ({"env": ["AWS_SECRET_ACCESS_KEY"]}, "looks like a secret"),
+        ({"env": ["hf_token"]}, "looks like a secret"),
+        ({"env": ["DB_PASSWORD"]}, "looks like a secret"),
         ({"tags": {"a" * 129: "b"}}, "a key has 1 to 128 characters, a value at most 256"),
         (
-            {"tags": {str(n): "" for n in range(47)}},
-            "47 tags; SageMaker takes 50, and 4 are Emberline's",
+            {"tags": {str(n): "" for n in range(45)}},
+            "45 tags; SageMaker takes 50, and 6 are Emberline's",
         ),
         (
             {"vpc": {"subnets": ["vpc-1"], "security_group_ids": ["sg-1"]}},

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.errors import PreflightError
 from ray_jobs.events import Journal, read_events
-from ray_jobs.storage import Storage
+from ray_jobs.storage import Storage, StorageRefused, StorageUnavailable, brief_cause, outage
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
@@ -101,19 +104,91 @@ def test_no_path_leaves_the_root(tmp_path: Path, path: str) -> None:
         Storage(tmp_path).write_text(path, "")
 
 
-def test_an_s3_root_that_does_not_answer_is_refused_in_a_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def dead_s3(monkeypatch: pytest.MonkeyPatch) -> Storage:
     for name, value in (
         ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
         ("AWS_ACCESS_KEY_ID", "x"),
         ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("AWS_MAX_ATTEMPTS", "1"),
     ):
         monkeypatch.setenv(name, value)
-    with pytest.raises(PreflightError) as caught:
-        Storage("s3://absent/root").check_writable()
+    return Storage("s3://absent/root")
+
+
+def read_in_parts(storage: Storage) -> None:
+    with storage.open_input("a"):
+        pass
+
+
+def copy_here(storage: Storage) -> None:
+    with storage.local_folder("a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        Storage.check_writable,
+        lambda storage: storage.exists("a"),
+        lambda storage: storage.read_text("a"),
+        lambda storage: storage.write_text("a", "x"),
+        lambda storage: storage.list("a"),
+        lambda storage: storage.delete("a"),
+        lambda storage: storage.delete_folder("a"),
+        lambda storage: storage.make_folder("a"),
+        lambda storage: storage.publish_folder(Path(__file__).parent, "a"),
+        read_in_parts,
+        copy_here,
+    ],
+)
+def test_an_s3_that_does_not_answer_may_answer_a_retry(
+    dead_s3: Storage, act: Callable[[Storage], object]
+) -> None:
+    with pytest.raises(StorageUnavailable) as caught:
+        act(dead_s3)
     assert str(caught.value) == (
-        "storage 's3://absent/root' cannot be written (NETWORK_CONNECTION). Set `storage` (or "
-        "--storage) to a folder or s3:// URI that you may write to; for S3, check the bucket, your "
-        "AWS credentials and AWS_ENDPOINT_URL"
+        "storage 's3://absent/root' does not answer (AWS Error NETWORK_CONNECTION). What it holds "
+        "is kept: once it answers, the same command with the same --run-id goes on from there"
     )
+    assert caught.value.exit_code == 5
+    assert brief_cause(caught.value) == "NETWORK_CONNECTION"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_an_s3_that_refuses_access_is_not_tried_again(bucket: str) -> None:
+    with pytest.raises(StorageRefused) as caught:
+        Storage("s3://absent/root").write_text("a", "x")
+    assert str(caught.value) == (
+        "storage 's3://absent/root' refuses access (AWS Error NO_SUCH_BUCKET). Check the bucket, "
+        "your AWS credentials and AWS_ENDPOINT_URL; then give the same command again"
+    )
+    assert caught.value.exit_code == 3
+    with pytest.raises(PreflightError, match=r"cannot be written \(NO_SUCH_BUCKET\)\. Set"):
+        Storage("s3://absent/root").check_writable()
+
+
+def test_a_missing_object_and_a_local_fault_stay_what_they_are(bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/missing")
+    assert not storage.exists("a")
+    assert storage.list("a") == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("a")
+    assert outage("here", OSError(errno.ENOSPC, "No space left on device")) is None
+
+
+def test_an_object_that_is_not_whole_is_not_there(bucket: str) -> None:
+    storage = Storage(f"s3://{bucket}/whole")
+
+    def fail() -> None:
+        with storage.open_output("a") as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not storage.exists("a")
+    storage.write_text("a", "one")
+    with pytest.raises(RuntimeError):
+        fail()
+    assert storage.read_text("a") == "one"

@@ -45,6 +45,30 @@ def test_ten_thousand_random_names_are_valid_and_distinct() -> None:
     assert len(given_for) == len(NAMED) * len(seen) > 0.8 * len(NAMED) * 10_000
 
 
+def test_ten_thousand_jobs_of_runs_have_valid_and_distinct_names() -> None:
+    given_for: dict[str, tuple[str, str, int, str | None]] = {}
+    seen = set()
+
+    @settings(max_examples=10_000, database=None)
+    @given(
+        workload=workloads,
+        run_id=run_ids,
+        attempt=st.integers(1, 12),
+        member=st.none() | st.text("ab1_-", max_size=40) | st.sampled_from(["1", "2", "combine"]),
+    )
+    def are_valid_and_distinct(
+        workload: str, run_id: str, attempt: int, member: str | None
+    ) -> None:
+        job = (workload, run_id, attempt, member)
+        seen.add(job)
+        name = sagemaker_name(workload, run_id, attempt, member)
+        assert VALID[sagemaker_name].fullmatch(name), name
+        assert given_for.setdefault(name, job) == job
+
+    are_valid_and_distinct()
+    assert len(given_for) == len(seen) > 0.8 * 10_000
+
+
 @pytest.mark.parametrize("named", NAMED)
 def test_a_valid_name_is_kept(named: Callable[..., str]) -> None:
     assert named("fire", "20261121-161159-ab12") == "fire-20261121-161159-ab12"
@@ -76,6 +100,24 @@ def test_a_name_that_ends_like_a_digest_is_not_another_runs() -> None:
 
 def test_where_the_workload_ends_is_told_apart() -> None:
     assert sagemaker_name("a-b", "c") != sagemaker_name("a", "b-c")
+
+
+def test_the_jobs_of_a_run_have_names_that_can_be_read() -> None:
+    digest = "-[0-9a-f]{10}"
+    for words, kept in [
+        ({"attempt": 2}, "fire-night-2"),
+        ({"member": "lstm_classifier"}, "fire-night-lstm-classifier"),
+        ({"member": "lstm_classifier", "attempt": 3}, "fire-night-lstm-classifier-3"),
+    ]:
+        name = sagemaker_name("fire", "night", **words)
+        assert re.fullmatch(kept + digest, name), name
+    name = sagemaker_name("fire", "x" * 63, 2, "m" * 40)
+    assert re.fullmatch("fire-x+-m{20}-2" + digest, name)
+
+
+def test_a_member_is_not_taken_for_an_attempt() -> None:
+    named = {sagemaker_name("fire", "n", 2), sagemaker_name("fire", "n", member="2")}
+    assert len(named | {sagemaker_name("fire", "n-2"), sagemaker_name("fire", "n", 2, "2")}) == 4
 
 
 def test_attempts_have_names_of_their_own() -> None:
