@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from ray_jobs.events import Follower
 from ray_jobs.run import Run
+from ray_jobs.storage import StorageUnavailable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -77,8 +79,9 @@ class Display(ABC):
         if not force and time.monotonic() - self._polled_at < interval_s:
             return
         self._polled_at = time.monotonic()
-        for event in self._journal.read_new():
-            self._take(event)
+        with suppress(StorageUnavailable):  # the run says so itself, if it cannot do without
+            for event in self._journal.read_new():
+                self._take(event)
         if self._live:
             self._live.update(self._screen())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.errors import PreflightError, SpecError
-from ray_jobs.storage import Storage, brief_cause
+from ray_jobs.storage import Storage, StorageUnavailable, brief_cause
 
 GIB = 2**30
 
@@ -233,7 +233,7 @@ def check_storage(storage_uri: str) -> Check:
     try:
         storage = Storage(storage_uri)
         storage.check_writable()
-    except PreflightError as error:
+    except (PreflightError, StorageUnavailable) as error:
         return Check("storage", False, str(error), "name a folder or s3:// URI with --storage")
     return Check("storage", True, f"{storage.uri} is writable")
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ray_jobs import workloads as registry
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
-from ray_jobs.storage import Storage, brief_cause
+from ray_jobs.storage import Storage, StorageUnavailable, brief_cause
 from ray_jobs.sweeping.spec import Distribution
 
 _SOURCES = ("source", "sources", "path")  # keys of `data` that say where it comes from
@@ -157,6 +157,8 @@ def _read_yaml(uri: str) -> dict[str, Any]:
         raw = yaml.load(_read(uri), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise SpecError(f"{uri}: no such file; --config takes a job description in YAML") from None
+    except StorageUnavailable:
+        raise
     except OSError as error:
         raise SpecError(f"{uri}: cannot be read: {error.strerror or brief_cause(error)}") from None
     except yaml.YAMLError as error:

@@ -67,6 +67,9 @@ def _run_one(work: Work, config: dict[str, Any], num_cpus: int, is_gpu: bool, na
     try:
         ray.get(task.remote({**config, "num_cpus": num_cpus}))
     except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RetryableError):  # the worker could not even leave it on the storage
+            raise cause from None
         raise JobFailed(f"the training worker failed: {_last_line(error)}") from error
 
 
@@ -102,6 +105,9 @@ def _run_group(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        for cause in getattr(error, "worker_failures", {}).values():
+            if isinstance(cause, RetryableError):
+                raise cause from None
         raise JobFailed(f"the training workers failed: {_last_line(error)}") from error
 
 

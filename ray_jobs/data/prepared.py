@@ -44,7 +44,7 @@ def load_splits(
         DataError: the dataset's files are damaged.
     """
     assert set(names) <= set(SPLITS), names
-    with storage.filesystem.open_input_file(_splits_path(storage, summary.path)) as file:
+    with storage.open_input(_splits_path(summary.path)) as file:
         assigned = pq.ParquetFile(file).read()
     split = assigned.column("split").to_numpy()
     masks = {name: split == SPLITS.index(name) for name in names}
@@ -103,7 +103,7 @@ def shard_paths(storage: Storage, folder: str) -> list[str]:
 
 def shard_roles(storage: Storage, shard: str) -> Roles:
     """What a shard says its columns are for."""
-    with storage.filesystem.open_input_file(storage.full(shard)) as file:
+    with storage.open_input(shard) as file:
         roles = read_roles(pq.ParquetFile(file).schema_arrow)
     assert roles is not None, f"{shard} declares no roles"
     return roles
@@ -112,7 +112,7 @@ def shard_roles(storage: Storage, shard: str) -> Roles:
 def count_rows(storage: Storage, shards: Sequence[str]) -> int:
     num_rows = 0
     for shard in shards:
-        with storage.filesystem.open_input_file(storage.full(shard)) as file:
+        with storage.open_input(shard) as file:
             num_rows += pq.ParquetFile(file).metadata.num_rows
     return num_rows
 
@@ -127,7 +127,7 @@ def read_shards(
     filled = dict.fromkeys(masks, 0)
     offset = 0
     for shard in shards:
-        with storage.filesystem.open_input_file(storage.full(shard)) as file:
+        with storage.open_input(shard) as file:
             wanted = [*roles.features, *(name for name in others if name)]
             table = pq.ParquetFile(file).read(columns=wanted)
         for name, mask in masks.items():
@@ -177,5 +177,5 @@ def _in_group_order(rows: Rows) -> Rows:
     return rows.take(np.argsort(rows.group, kind="stable"))
 
 
-def _splits_path(storage: Storage, folder: str) -> str:
-    return storage.full(f"{folder}/{SPLITS_FILE}")
+def _splits_path(folder: str) -> str:
+    return f"{folder}/{SPLITS_FILE}"

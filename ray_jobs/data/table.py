@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from ray_jobs.data.shards import Roles, read_roles
-from ray_jobs.errors import DataError
-from ray_jobs.storage import brief_cause, resolve_filesystem
+from ray_jobs.errors import DataError, EmberlineError
+from ray_jobs.storage import StorageUnavailable, brief_cause, outage, resolve_filesystem
 
 SPLITS_FILE = "splits.parquet"  # stands beside Emberline's own rows and is none of them
 
@@ -315,8 +315,11 @@ def _malformed(file: DataFile, num_names: int, delimiter: str, error: Exception)
     return DataError(f"{file.name}: not a CSV file: {brief_cause(error)}")
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
+def _unreadable(name: str, error: Exception) -> EmberlineError:
     if name.startswith("s3://"):
+        told = outage(name, error) if isinstance(error, OSError) else None
+        if isinstance(told, StorageUnavailable):
+            return told
         return DataError(
             f"{name}: cannot be read ({brief_cause(error)}). "
             "Check the bucket, your AWS credentials and AWS_ENDPOINT_URL"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from ray_jobs.errors import RetryableError
 from ray_jobs.sweeping.asha import BEST, ENDED, EPOCH, TRIAL, finite
 from ray_jobs.sweeping.records import Records, trial_id
 from ray_jobs.sweeping.rungs import Mode
 
+_OUTAGE = re.compile(r"ray_jobs\.(errors\.RetryableError|storage\.StorageUnavailable): ")
 EPOCH_EVENT_INTERVAL_S = 1.0  # of one trial; rungs are always told
 _STOP_CHECK_INTERVAL_S = 1.0
 
@@ -141,7 +144,10 @@ class Recorder(Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._tell_end(trial.config[TRIAL], "FAILED", _reason(trial))
+        reason = _reason(trial)
+        if _OUTAGE.match(reason):  # no fault of the trial: the sweep breaks off, to go on later
+            raise RetryableError(reason.partition(": ")[2])
+        self._tell_end(trial.config[TRIAL], "FAILED", reason)
         self._on_change()
 
     def _end(self, number: int) -> None:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ray_jobs.data.images.decode import BadPicture, decode
 from ray_jobs.data.images.manifest import PictureRows, read_bytes
+from ray_jobs.storage import outage
 from ray_jobs.training.batch import Batch
 
 Transform = Callable[[Image], Tensor]
@@ -69,6 +70,9 @@ class Pictures(Dataset[_Sample]):
         except BadPicture as error:
             return _Sample(row_id, label, None, error.reason)
         except OSError as error:
+            told = outage(self.rows.path[position], error)
+            if told is not None:  # it says nothing of the picture
+                raise told from None
             return _Sample(row_id, label, None, f"unreadable: {type(error).__name__}")
         if self.seed is not None:
             _seed_all(self.seed, place.epoch, place.number)

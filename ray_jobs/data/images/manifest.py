@@ -101,8 +101,9 @@ class Manifest:
         Raises:
             DataError: the file is not Parquet, or its columns are others.
         """
+        content = pa.BufferReader(storage.read_bytes(path))
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+            table = pq.read_table(content)
             return cls(**_columns(table))
         except (ValueError, OSError) as error:  # what pyarrow raises for malformed files, too
             raise DataError(

@@ -152,8 +152,9 @@ class ScanCache:
         """
         if not self._storage.exists(self._path):
             return {}
+        content = pa.BufferReader(self._storage.read_bytes(self._path))
         try:
-            table = pq.read_table(pa.BufferReader(self._storage.read_bytes(self._path)))
+            table = pq.read_table(content)
             return {row["path"]: _known(row) for row in table.to_pylist()}
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise DataError(

@@ -13,7 +13,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 from ray_jobs.data.images.spec import ImageDataSpec, ImageSource
 from ray_jobs.data.table import nearest
 from ray_jobs.errors import DataError
-from ray_jobs.storage import brief_cause, resolve_filesystem
+from ray_jobs.storage import StorageUnavailable, brief_cause, outage, resolve_filesystem
 
 # HEIC is not read, but it is what a phone gives: it shall be told of, not passed over.
 EXTENSIONS = frozenset(
@@ -87,6 +87,9 @@ def _list_folder(uri: str, key: str) -> _Folder:
         selector = FileSelector(root, recursive=True)
         below = filesystem.get_file_info(selector) if kind == FileType.Directory else []
     except OSError as error:
+        told = outage(uri, error)
+        if isinstance(told, StorageUnavailable):
+            raise told from None
         is_local = "://" not in uri
         check = "its permissions" if is_local else "the bucket, your AWS credentials and endpoint"
         raise DataError(
