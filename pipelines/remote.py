@@ -12,7 +12,7 @@ from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, SpecError
 from ray_jobs.run import Run
 from ray_jobs.sections import PLACE, JobSpec
 from ray_jobs.targets import connect
-from ray_jobs.targets.base import Handle, JobState, Target, wait
+from ray_jobs.targets.base import Handle, JobState, Target, patiently, wait
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -216,7 +216,7 @@ def _leave(target: Target, handle: Handle, console: Console, *, stop: bool) -> N
 
 def _end(target: Target, run: Run, handle: Handle, state: JobState, console: Console) -> Outcome:
     if state.status == "SUCCEEDED":
-        return Outcome(run, target.result(handle), state.details)
+        return Outcome(run, patiently(lambda: target.result(handle)), state.details)
     if state.status == "FAILED":
         for line in last_lines(target, handle):
             console.print(f"| {line}", style="dim", markup=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from ray_jobs.run import Run
 from ray_jobs.targets import NAMES, connect
 from ray_jobs.targets.base import Handle, JobState
 from ray_jobs.targets.ray_spec import RaySpec
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_jobs.result import Objective
 from ray_jobs.section import Section
 from ray_jobs.targets.ray_spec import RaySpec
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 PLACE = ("target", "ray", "sagemaker")  # keys that say where a job is carried out
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ray_jobs.checks import Checklist
 from ray_jobs.errors import EmberlineError, RetryableError
@@ -23,6 +23,7 @@ from ray_jobs.run import Run
 from ray_jobs.storage import brief_cause
 
 _ERROR_LINE = re.compile(r"^(?:error: |[\w.]+(?:Error|Exception): )(.*)$", re.MULTILINE)
+T = TypeVar("T")
 OnUpload = Callable[[int, int], None]
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
@@ -219,6 +220,22 @@ def last_error(log: str) -> str | None:
     """What the last error in a job's log says."""
     errors = _ERROR_LINE.findall(log)
     return errors[-1] if errors else None
+
+
+def patiently(ask: Callable[[], T], *, patience_s: float = 120.0, interval_s: float = 2.0) -> T:
+    """An answer, asked for until it is given or the patience is over.
+
+    Raises:
+        RetryableError: the last one.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return ask()
+        except RetryableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(interval_s)
 
 
 class Watch:

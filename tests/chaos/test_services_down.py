@@ -34,11 +34,11 @@ from ray_jobs.result import JobResult, Metrics
 from ray_jobs.run import REPORT, Run
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.spec import CONFIGS, load_spec
-from ray_jobs.targets import sagemaker_jobs
 from ray_jobs.targets.base import JobState, wait
-from ray_jobs.targets.sagemaker import SageMakerTarget
-from ray_jobs.targets.sagemaker_aws import Aws
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker import jobs as sagemaker_jobs
+from ray_jobs.targets.sagemaker.aws import Aws
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.target import SageMakerTarget
 from tests.conftest import arguments
 from tests.sagemaker_emulator.aws import AWS
 from tests.sagemaker_emulator.proxy import Call, Proxy

@@ -22,8 +22,8 @@ from ray_jobs.result import JobResult
 from ray_jobs.run import Run, flatten
 from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
-from ray_jobs.targets.sagemaker_request import training_job_request
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.request import training_job_request
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from tests.conftest import SMALL_GCODE
 from tests.contract.conftest import end, free_ports
 

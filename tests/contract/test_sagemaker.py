@@ -17,12 +17,12 @@ from ray_jobs.events import read_events
 from ray_jobs.result import JobResult
 from ray_jobs.run import RESULT, Run
 from ray_jobs.spec import load_spec
-from ray_jobs.targets.archive import ArchiveRefused
 from ray_jobs.targets.base import Handle, JobState, wait
 from ray_jobs.targets.local import LocalTarget
 from ray_jobs.targets.names import sagemaker_name
-from ray_jobs.targets.sagemaker import SageMakerTarget
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.archive import ArchiveRefused
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.target import SageMakerTarget
 from tests.conftest import SMALL_GCODE
 from tests.sagemaker_emulator.aws import AWS
 
@@ -140,8 +140,8 @@ PATIENT = ["python", "-c", "import time; print('at work', flush=True); time.slee
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job's container goes on until it is told to stop, and learns nothing."""
-    from ray_jobs.targets import sagemaker
-    from ray_jobs.targets.sagemaker_jobs import create
+    from ray_jobs.targets.sagemaker import target as sagemaker
+    from ray_jobs.targets.sagemaker.jobs import create
 
     def create_patient(aws: Any, request: dict[str, Any]) -> None:
         algorithm = request["AlgorithmSpecification"] | {"ContainerEntrypoint": PATIENT}

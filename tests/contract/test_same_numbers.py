@@ -11,8 +11,8 @@ from ray_jobs.run import Run, flatten
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import Target, wait
 from ray_jobs.targets.local import LocalTarget
-from ray_jobs.targets.sagemaker import SageMakerTarget
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.target import SageMakerTarget
 from tests.contract.conftest import Cluster
 from tests.sagemaker_emulator.aws import AWS
 

@@ -15,8 +15,8 @@ from ray_jobs.run import RESULT, Run
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import Handle, JobState, Target, wait
 from ray_jobs.targets.local import LocalTarget
-from ray_jobs.targets.sagemaker import SageMakerTarget
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.target import SageMakerTarget
 from tests.sagemaker_emulator.aws import open_account
 
 pytest_plugins = ["tests.sagemaker_emulator.fixtures"]

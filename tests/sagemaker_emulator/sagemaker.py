@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from ray_jobs.targets.sagemaker_request import request_faults
+from ray_jobs.targets.sagemaker.request import request_faults
 from tests.sagemaker_emulator.host import LOG_GROUP
 from tests.sagemaker_emulator.http_server import Handler, Server
 from tests.sagemaker_emulator.listing import find, page, summaries

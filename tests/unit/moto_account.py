@@ -13,9 +13,9 @@ from botocore.awsrequest import AWSResponse
 
 from ray_jobs.checks import Check, Checklist
 from ray_jobs.spec import load_spec
-from ray_jobs.targets.sagemaker_aws import Aws
-from ray_jobs.targets.sagemaker_checks import examine
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.aws import Aws
+from ray_jobs.targets.sagemaker.checks import examine
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 ACCOUNT, REGION, BUCKET = "123456789012", "eu-west-1", "runs"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/team/training"

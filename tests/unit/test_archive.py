@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.targets.archive import ArchiveRefused, unpack
+from ray_jobs.targets.sagemaker.archive import ArchiveRefused, unpack
 
 Entry = tuple[tarfile.TarInfo, bytes]
 

@@ -21,8 +21,8 @@ from ray_jobs.errors import DataError, PreflightError, SpecError
 from ray_jobs.models.bundle_files import read_index, verify
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
-from ray_jobs.targets.sagemaker_request import metric_definitions, training_job_request
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.request import metric_definitions, training_job_request
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from tests.conftest import SMALL_GCODE
 
 RUN = "20261121-120000-abcd"

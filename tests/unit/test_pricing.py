@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.errors import PreflightError
-from ray_jobs.targets.pricing import (
+from ray_jobs.targets.sagemaker.pricing import (
     STOPPING_S,
     check_budget,
     cost_of_billed,
@@ -16,7 +16,7 @@ from ray_jobs.targets.pricing import (
     max_run_s,
     prices,
 )
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 
 def test_every_price_has_a_source_and_a_day() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ray_jobs.spec import load_spec
-from ray_jobs.targets.parallel_checks import ParallelChecks, Unknown
-from ray_jobs.targets.sagemaker_aws import Aws
-from ray_jobs.targets.sagemaker_checks import examine
+from ray_jobs.targets.sagemaker.aws import Aws
+from ray_jobs.targets.sagemaker.checks import examine
+from ray_jobs.targets.sagemaker.parallel_checks import ParallelChecks, Unknown
 from tests.unit.moto_account import (
     ACCOUNT,
     READS,

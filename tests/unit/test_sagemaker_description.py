@@ -10,7 +10,7 @@ from botocore.session import get_session
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.targets.sagemaker_description import deleted, parse_description
+from ray_jobs.targets.sagemaker.description import deleted, parse_description
 
 NAME = "emberline-fire-20261121"
 STARTED = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -20,9 +20,9 @@ from ray_jobs.models.bundle_files import read_index, verify
 from ray_jobs.result import parse_result
 from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
-from ray_jobs.targets.sagemaker_description import parse_description
-from ray_jobs.targets.sagemaker_request import training_job_request
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.description import parse_description
+from ray_jobs.targets.sagemaker.request import training_job_request
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from tests.conftest import SMALL_GCODE
 from tests.sagemaker_emulator.aws import AWS, open_account
 

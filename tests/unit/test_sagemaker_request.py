@@ -14,7 +14,7 @@ from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import load_spec, parse_spec
 from ray_jobs.targets.names import sagemaker_name
-from ray_jobs.targets.sagemaker_request import (
+from ray_jobs.targets.sagemaker.request import (
     RUN_ID_TAG,
     has_local_storage,
     metric_definitions,
@@ -22,7 +22,7 @@ from ray_jobs.targets.sagemaker_request import (
     storage_root,
     training_job_request,
 )
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 ROLE = "arn:aws:iam::123456789012:role/emberline"
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/emberline:0.1.0"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.targets.sagemaker_resources import Image
+from ray_jobs.targets.sagemaker.resources import Image
 from tests.unit.moto_account import (
     ACCOUNT,
     DENIED,

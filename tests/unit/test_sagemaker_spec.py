@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 IMAGE = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/emberline:0.1.0"
 
@@ -89,8 +89,8 @@ def test_what_sagemaker_would_refuse_is_refused_here(given: dict[str, Any], mess
 
 def test_reading_the_section_imports_nothing_heavy() -> None:
     code = (
-        "import sys, ray_jobs.targets.sagemaker_spec, ray_jobs.targets.sagemaker_description, "
-        "ray_jobs.targets.pricing, ray_jobs.targets.sagemaker_request; "
+        "import sys, ray_jobs.targets.sagemaker.spec, ray_jobs.targets.sagemaker.description, "
+        "ray_jobs.targets.sagemaker.pricing, ray_jobs.targets.sagemaker.request; "
         "print(sorted({'boto3', 'botocore', 'sagemaker', 'torch', 'ray', 'mlflow', 'pandas', "
         "'pyarrow'} & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.targets.sagemaker_trust import trust
+from ray_jobs.targets.sagemaker.trust import trust
 
 SERVICE = {"Service": "sagemaker.amazonaws.com"}
 SOURCE = {"StringEquals": {"aws:SourceAccount": "123456789012"}}

@@ -20,21 +20,21 @@ from ray_jobs.errors import DataError, PreflightError, RetryableError, SpecError
 from ray_jobs.result import Status
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
-from ray_jobs.targets.sagemaker import SageMakerTarget, connect
-from ray_jobs.targets.sagemaker_aws import Aws, answers
-from ray_jobs.targets.sagemaker_costs import costs, max_run_s_of_part, totals
-from ray_jobs.targets.sagemaker_data import upload_channels
-from ray_jobs.targets.sagemaker_description import TrainingJobState
-from ray_jobs.targets.sagemaker_environment import job_environment
-from ray_jobs.targets.sagemaker_logs import GROUP, JobLogs
-from ray_jobs.targets.sagemaker_parts import PartJob, look_at_parts
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
-from ray_jobs.targets.sagemaker_submissions import (
+from ray_jobs.targets.sagemaker.aws import Aws, answers
+from ray_jobs.targets.sagemaker.costs import costs, max_run_s_of_part, totals
+from ray_jobs.targets.sagemaker.data import upload_channels
+from ray_jobs.targets.sagemaker.description import TrainingJobState
+from ray_jobs.targets.sagemaker.environment import job_environment
+from ray_jobs.targets.sagemaker.logs import GROUP, JobLogs
+from ray_jobs.targets.sagemaker.parts import PartJob, look_at_parts
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.submissions import (
     Submission,
     newest,
     read_submissions,
     write_submission,
 )
+from ray_jobs.targets.sagemaker.target import SageMakerTarget, connect
 from ray_jobs.workloads.base import COMBINE
 
 REGION = "eu-west-1"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ray_jobs.targets.sagemaker_description import TrainingJobState
-from ray_jobs.targets.sagemaker_submissions import Submission
+from ray_jobs.targets.sagemaker.description import TrainingJobState
+from ray_jobs.targets.sagemaker.submissions import Submission
 from ray_jobs.workloads.base import COMBINE
 
 

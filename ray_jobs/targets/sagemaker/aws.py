@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import EmberlineError, PreflightError, RetryableError, SpecError
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 if TYPE_CHECKING:
     from boto3.session import Session

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.checks import Check, Checklist, duration
 from ray_jobs.errors import EmberlineError, PreflightError, SpecError
-from ray_jobs.targets import pricing
-from ray_jobs.targets import sagemaker_permissions as iam
-from ray_jobs.targets import sagemaker_resources as resources
 from ray_jobs.targets.names import sagemaker_name
-from ray_jobs.targets.parallel_checks import ParallelChecks, Unknown
-from ray_jobs.targets.sagemaker_aws import Aws
-from ray_jobs.targets.sagemaker_costs import max_run_s_of_part
-from ray_jobs.targets.sagemaker_environment import job_environment
-from ray_jobs.targets.sagemaker_request import request_faults, storage_root, training_job_request
-from ray_jobs.targets.sagemaker_trust import SERVICE, trust
+from ray_jobs.targets.sagemaker import permissions as iam
+from ray_jobs.targets.sagemaker import pricing, resources
+from ray_jobs.targets.sagemaker.aws import Aws
+from ray_jobs.targets.sagemaker.costs import max_run_s_of_part
+from ray_jobs.targets.sagemaker.environment import job_environment
+from ray_jobs.targets.sagemaker.parallel_checks import ParallelChecks, Unknown
+from ray_jobs.targets.sagemaker.request import request_faults, storage_root, training_job_request
+from ray_jobs.targets.sagemaker.trust import SERVICE, trust
 
 if TYPE_CHECKING:
     from ray_jobs.sections import JobSpec

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ray_jobs.run import Run
 from ray_jobs.targets.base import JobState, stored_state
-from ray_jobs.targets.sagemaker_description import TrainingJobState
-from ray_jobs.targets.sagemaker_parts import Parts
+from ray_jobs.targets.sagemaker.description import TrainingJobState
+from ray_jobs.targets.sagemaker.parts import Parts
 
 
 def state_of_job(run: Run, job: TrainingJobState) -> JobState:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from ray_jobs.errors import PreflightError
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 TABLE = Path(__file__).with_name("prices.csv")
 # SageMaker lets a job that it stops run on for two minutes, "StoppingCondition", and bills them.

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from ray_jobs.errors import PreflightError, SpecError
-from ray_jobs.targets.sagemaker_aws import Aws, answers, code_of, is_missing, message_of
-from ray_jobs.targets.sagemaker_description import TrainingJobState, deleted, parse_description
-from ray_jobs.targets.sagemaker_request import (
+from ray_jobs.targets.sagemaker.aws import Aws, answers, code_of, is_missing, message_of
+from ray_jobs.targets.sagemaker.description import TrainingJobState, deleted, parse_description
+from ray_jobs.targets.sagemaker.request import (
     PROJECT,
     PROJECT_TAG,
     RUN_ID_TAG,

@@ -9,9 +9,9 @@ from typing import Any
 
 from ray_jobs.checks import in_gib
 from ray_jobs.errors import EmberlineError, PreflightError
-from ray_jobs.targets.parallel_checks import Unknown
-from ray_jobs.targets.sagemaker_aws import Aws, answers, code_of, is_denied, is_missing
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.aws import Aws, answers, code_of, is_denied, is_missing
+from ray_jobs.targets.sagemaker.parallel_checks import Unknown
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 # Source: https://github.com/aws/amazon-sagemaker-feedback/issues/180
 _OCI = (

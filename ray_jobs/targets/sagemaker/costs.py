@@ -7,9 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ray_jobs.errors import PreflightError
-from ray_jobs.targets import pricing
-from ray_jobs.targets.sagemaker_description import TrainingJobState
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker import pricing
+from ray_jobs.targets.sagemaker.description import TrainingJobState
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 
 def costs(

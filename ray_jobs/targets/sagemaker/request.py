@@ -17,7 +17,7 @@ from ray_jobs.container import ML_DIR, PART, RUN_ID, SPEC_PARTS, STORAGE
 from ray_jobs.container_log import member_pattern, score_pattern
 from ray_jobs.errors import SpecError
 from ray_jobs.sections import JobSpec
-from ray_jobs.targets.sagemaker_spec import NUM_OWN_TAGS, SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import NUM_OWN_TAGS, SageMakerSpec
 
 if TYPE_CHECKING:
     from botocore.model import Shape

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ray_jobs.targets.sagemaker_aws import Aws, answers, is_missing
+from ray_jobs.targets.sagemaker.aws import Aws, answers, is_missing
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 _HOST = re.compile(r"[^/]+/(?P<host>.+?)(-\d+)?$")

@@ -16,7 +16,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.sections import JobSpec
 from ray_jobs.storage import brief_cause, resolve_filesystem
 from ray_jobs.targets.base import OnUpload
-from ray_jobs.targets.sagemaker_aws import Aws, answers, is_missing
+from ray_jobs.targets.sagemaker.aws import Aws, answers, is_missing
 
 _DIGEST_LENGTH = 32
 _NUM_THREADS = 8

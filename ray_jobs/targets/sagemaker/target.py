@@ -24,21 +24,21 @@ from typing import Any
 from ray_jobs.checks import Checklist
 from ray_jobs.errors import JobFailed, RetryableError, SpecError
 from ray_jobs.run import Run
-from ray_jobs.targets.archive import unpack
 from ray_jobs.targets.base import Handle, JobState, Target
 from ray_jobs.targets.names import sagemaker_name
-from ray_jobs.targets.sagemaker_aws import Aws, answers
-from ray_jobs.targets.sagemaker_costs import costs, max_run_s_of_part, totals
-from ray_jobs.targets.sagemaker_data import upload_channels
-from ray_jobs.targets.sagemaker_description import TrainingJobState
-from ray_jobs.targets.sagemaker_environment import job_environment
-from ray_jobs.targets.sagemaker_jobs import create, describe, find_tagged, stop
-from ray_jobs.targets.sagemaker_logs import JobLogs
-from ray_jobs.targets.sagemaker_parts import PartJob, Parts, look_at_parts
-from ray_jobs.targets.sagemaker_request import storage_root, training_job_request
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
-from ray_jobs.targets.sagemaker_state import state_of_job, state_of_parts
-from ray_jobs.targets.sagemaker_submissions import (
+from ray_jobs.targets.sagemaker.archive import unpack
+from ray_jobs.targets.sagemaker.aws import Aws, answers
+from ray_jobs.targets.sagemaker.costs import costs, max_run_s_of_part, totals
+from ray_jobs.targets.sagemaker.data import upload_channels
+from ray_jobs.targets.sagemaker.description import TrainingJobState
+from ray_jobs.targets.sagemaker.environment import job_environment
+from ray_jobs.targets.sagemaker.jobs import create, describe, find_tagged, stop
+from ray_jobs.targets.sagemaker.logs import JobLogs
+from ray_jobs.targets.sagemaker.parts import PartJob, Parts, look_at_parts
+from ray_jobs.targets.sagemaker.request import storage_root, training_job_request
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.state import state_of_job, state_of_parts
+from ray_jobs.targets.sagemaker.submissions import (
     Submission,
     begin_round,
     begin_to_stop,
@@ -88,7 +88,7 @@ class SageMakerTarget(Target):
         return storage_root(spec, spec.sagemaker)
 
     def check(self, spec: Any, *, seconds: float | None = None) -> Checklist:
-        from ray_jobs.targets.sagemaker_checks import examine
+        from ray_jobs.targets.sagemaker.checks import examine
 
         return examine(self.aws, spec, seconds=seconds)
 

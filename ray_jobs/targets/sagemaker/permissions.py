@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ray_jobs.errors import EmberlineError
-from ray_jobs.targets.sagemaker_aws import Aws, answers, code_of, is_denied
-from ray_jobs.targets.sagemaker_trust import SERVICE
+from ray_jobs.targets.sagemaker.aws import Aws, answers, code_of, is_denied
+from ray_jobs.targets.sagemaker.trust import SERVICE
 
 Resource = Literal["any", "job", "role", "bucket", "objects", "logs", "log stream", "repository"]
 Actions = Mapping[str, Resource]

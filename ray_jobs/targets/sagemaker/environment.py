@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from ray_jobs.errors import PreflightError
-from ray_jobs.targets.sagemaker_spec import SageMakerSpec
+from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 _TRACKING = "MLFLOW_TRACKING_URI"
 

@@ -1,0 +1,1 @@
+"""SageMaker as a target: training jobs in the account of the user."""
