@@ -72,9 +72,10 @@ def outage(uri: str, error: OSError) -> StorageUnavailable | StorageRefused | No
             f"storage {uri!r} refuses access ({found[0]}). Check the bucket, your AWS credentials "
             "and AWS_ENDPOINT_URL; then give the same command again"
         )
+    advice = " Look at the network and AWS_ENDPOINT_URL." * (found[1] == "NETWORK_CONNECTION")
     return StorageUnavailable(
-        f"storage {uri!r} does not answer ({found[0]}). What it holds is kept: once it answers, "
-        "the same command with the same --run-id goes on from there"
+        f"storage {uri!r} does not answer ({found[0]}).{advice} What it holds is kept: once it "
+        "answers, the same command with the same --run-id goes on from there"
     )
 
 

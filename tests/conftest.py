@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from ray_jobs.sections import Section
+from tests.sagemaker_emulator.aws import start_moto
 
 # As jobs do (ray_runtime.py): on a busy machine, threads that spin while they wait cost the most.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -123,31 +124,28 @@ def emberline(*words: str, cwd: Path, **environment: str) -> subprocess.Complete
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server on loopback, buckets `rows` and `runs`: the variables to reach it."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    client = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-        region_name="us-east-1",
-    )
-    for bucket in ("rows", "runs"):
-        client.create_bucket(Bucket=bucket)
-    yield environment
-    server.stop()
+    # A process of its own: moto keeps one account for all servers of a process.
+    with start_moto(tmp_path_factory.mktemp("s3")) as url:
+        environment = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
+        for bucket in ("rows", "runs"):
+            client.create_bucket(Bucket=bucket)
+        yield environment
 
 
 @pytest.fixture

@@ -148,7 +148,8 @@ def test_an_s3_that_does_not_answer_may_answer_a_retry(
     with pytest.raises(StorageUnavailable) as caught:
         act(dead_s3)
     assert str(caught.value) == (
-        "storage 's3://absent/root' does not answer (AWS Error NETWORK_CONNECTION). What it holds "
+        "storage 's3://absent/root' does not answer (AWS Error NETWORK_CONNECTION). Look at the "
+        "network and AWS_ENDPOINT_URL. What it holds "
         "is kept: once it answers, the same command with the same --run-id goes on from there"
     )
     assert caught.value.exit_code == 5
