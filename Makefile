@@ -1,10 +1,10 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check format lock bench clean
+.PHONY: help setup run test test-fast test-slow test-contract check format lock bench clean
 BIN := .venv/bin
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: .venv/.ready  ## make .venv from requirements.lock
 
@@ -24,11 +24,17 @@ setup: .venv/.ready  ## make .venv from requirements.lock
 run: setup  ## train, test, track and register the fire ensemble
 	@$(BIN)/emberline run fire
 
-test: setup test-fast  ## all tests: the fast ones, then those that start clusters and servers
-	@$(BIN)/pytest -m slow
+test: setup  ## all tests; those of the targets beside the others
+	@$(MAKE) --no-print-directory --jobs 2 test-contract test-slow
 
 test-fast: setup  ## the tests that need no cluster
 	@$(BIN)/pytest -m "not slow"
+
+test-slow: test-fast  ## those that start servers and train, after the fast ones
+	@$(BIN)/pytest -m slow --ignore tests/contract
+
+test-contract: setup  ## those that start Ray clusters, and SageMaker's emulator
+	@$(BIN)/pytest tests/contract
 
 check: setup  ## lint and types
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
