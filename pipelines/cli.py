@@ -119,7 +119,7 @@ class _Job:
         *,
         sweeps: bool,
     ):
-        from pipelines import remote
+        from pipelines.place import placed
         from ray_jobs.spec import load_spec
 
         self.is_chosen = bool(config or overrides)
@@ -127,7 +127,7 @@ class _Job:
             target = target or "ray"
             overrides = [*(overrides or []), f"ray.address={address}"]
         self.is_placed = target is not None
-        self.spec = remote.placed(
+        self.spec = placed(
             load_spec(
                 workload,
                 config=config,

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.check_table import print_checks
 from ray_jobs import checks
 from ray_jobs.checks import GIB, Checklist
 from ray_jobs.errors import PreflightError
@@ -66,19 +67,6 @@ def examine_target(spec: JobSpec) -> Examination:
     from ray_jobs.targets import connect
 
     return Examination(connect(spec.target, spec).check(spec))
-
-
-def print_checks(checklist: Checklist, console: Console) -> None:
-    """A row for each check."""
-    from rich.table import Table
-    from rich.text import Text
-
-    marks = {True: "[green]ok[/]", False: "[red]failed[/]", None: "[dim]–[/]"}
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    for check in checklist.checks:
-        fix = f"\n→ {check.fix}" if check.fix and check.passed is False else ""
-        table.add_row(marks[check.passed], check.name, Text(check.found + fix, overflow="fold"))
-    console.print(table)
 
 
 def add_workload(checklist: Checklist, spec: JobSpec) -> None:

@@ -6,13 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.doctor import print_checks
-from pipelines.plan import checked_storage
+from pipelines.check_table import print_checks
 from ray_jobs.checks import Checklist, Estimate, counted, duration, in_gib
 from ray_jobs.errors import PreflightError
 from ray_jobs.ray_runtime import available_cpus
 from ray_jobs.result import DataSummary
-from ray_jobs.storage import Storage
+from ray_jobs.storage import Storage, writable
 from ray_jobs.sweeping.rungs import rungs_of
 from ray_jobs.workloads import find
 
@@ -119,7 +118,7 @@ def make(spec: NetworkSpec, scratch: Storage | None = None) -> NetworkPlan:
 
     from ray_jobs.preflight import examine
 
-    storage = scratch or checked_storage(spec.storage)
+    storage = scratch or writable(spec.storage)
     data = prepare(spec, storage)
     with Console(stderr=True).status("checking everything once"):
         return NetworkPlan(spec, data, examine(spec, data, storage))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_jobs.checks import duration
 from ray_jobs.ray_runtime import SIDE_BY_SIDE, available_cpus
-from ray_jobs.storage import Storage
+from ray_jobs.storage import Storage, writable
 from ray_jobs.workloads.fire import FireSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def plan_ensemble(spec: FireSpec, scratch: Storage | None = None) -> Plan:
     """
     from ray_jobs.data.prepare import prepare
 
-    storage = scratch or checked_storage(spec.storage)
+    storage = scratch or writable(spec.storage)
     warnings: list[str] = []
     data_seconds = 0.0
     if spec.data.source == "simulator":
@@ -137,17 +137,6 @@ def plan_ensemble(spec: FireSpec, scratch: Storage | None = None) -> Plan:
     seconds = data_seconds / num_cpus + fit_seconds + _OVERHEAD_S
     where = spec.storage if scratch else f"{storage.uri} (writable)"
     return Plan(spec, where, num_rows, members, num_cpus, side_by_side, seconds, warnings)
-
-
-def checked_storage(uri: str) -> Storage:
-    """The storage, which can be written.
-
-    Raises:
-        PreflightError: it cannot.
-    """
-    storage = Storage(uri)
-    storage.check_writable()
-    return storage
 
 
 def _ignore(event: str, **fields: Any) -> None:

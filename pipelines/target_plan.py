@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pipelines import plan
-from pipelines.doctor import print_checks
+from pipelines.check_table import print_checks
 from ray_jobs.checks import Checklist
 from ray_jobs.errors import PreflightError
 from ray_jobs.storage import Storage

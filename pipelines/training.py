@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from pipelines.place import take_over
 from ray_jobs.errors import SpecError
 from ray_jobs.lifecycle import carry_out
 from ray_jobs.result import JobResult, MetricValue, SweepSummary
@@ -32,7 +33,6 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
 
     from pipelines import local
     from pipelines.progress import Progress
-    from pipelines.remote import take_over
     from pipelines.sweep_progress import SweepProgress
 
     console = Console(stderr=True, highlight=False)

@@ -330,3 +330,15 @@ class Storage:
 
     def _answering(self) -> AbstractContextManager[None]:
         return nullcontext() if self.is_local else answering(self.uri)
+
+
+def writable(uri: str | os.PathLike[str]) -> Storage:
+    """The storage, once a file has been written there and deleted.
+
+    Raises:
+        PreflightError: it cannot be written.
+        StorageUnavailable: it does not answer.
+    """
+    storage = Storage(uri)
+    storage.check_writable()
+    return storage

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import doctor
+from pipelines.check_table import print_checks
 from ray_jobs import checks
 from ray_jobs.checks import Check, Checklist
 from ray_jobs.spec import load_spec
@@ -88,7 +89,7 @@ def test_a_row_for_each_check() -> None:
         Check("storage", False, "cannot be written", "name another"),
         Check("data", None, "not checked: it needs storage", "nothing to mend"),
     ]
-    text = text_of(lambda console: doctor.print_checks(Checklist(made), console))
+    text = text_of(lambda console: print_checks(Checklist(made), console))
     assert [line.strip().split(maxsplit=2) for line in text.splitlines()] == [
         ["ok", "disk", "3.0 GiB free at [x]"],
         ["failed", "storage", "cannot be written"],
