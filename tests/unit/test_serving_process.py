@@ -31,10 +31,7 @@ from tests.unit.serving_models import PUBLISHED, WAIT_S, fire_folder, readings, 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 SERVE = (sys.executable, "-m", "ray_jobs.serve", "--port", "0", "--model")
-CONTAINER = """
-import sys, pathlib, ray_jobs.serve
-sys.exit(ray_jobs.serve.serve_container(pathlib.Path(sys.argv[1])))
-"""
+CONTAINER = (sys.executable, "-m", "ray_jobs.container", "serve")
 
 
 class Server:
@@ -168,8 +165,8 @@ def test_a_port_that_is_taken() -> None:
 
 def test_in_a_container(tmp_path: Path) -> None:
     shutil.copytree(fire_folder(), tmp_path / "model")
-    command = (sys.executable, "-c", CONTAINER, str(tmp_path))
-    with started(*command, SAGEMAKER_BIND_TO_PORT="0", EMBERLINE_MODEL_VERSION="12") as server:
+    variables = {"SAGEMAKER_BIND_TO_PORT": "0", "EMBERLINE_MODEL_VERSION": "12"}
+    with started(*CONTAINER, EMBERLINE_ML_DIR=str(tmp_path), **variables) as server:
         server.wait_until_ready()
         status, answer = server.invoke()
         assert (status, answer["predictions"][0]["model_version"]) == (200, "12")
