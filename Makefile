@@ -1,6 +1,6 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow test-contract check format lock bench clean
+.PHONY: help setup run test test-fast test-slow test-faults check format lock bench clean
 BIN := .venv/bin
 
 help:  ## show this list
@@ -24,17 +24,18 @@ setup: .venv/.ready  ## make .venv from requirements.lock
 run: setup  ## train, test, track and register the fire ensemble
 	@$(BIN)/emberline run fire
 
-test: setup  ## all tests; those of the targets beside the others
-	@$(MAKE) --no-print-directory --jobs 2 test-contract test-slow
+test: setup  ## all tests, in two lanes side by side
+	@$(MAKE) --no-print-directory --jobs 2 test-faults test-slow
 
 test-fast: setup  ## the tests that need no cluster
 	@$(BIN)/pytest -m "not slow"
 
 test-slow: test-fast  ## those that start servers and train, after the fast ones
-	@$(BIN)/pytest -m slow --ignore tests/contract
+	@$(BIN)/pytest -m slow --ignore tests/contract --ignore tests/chaos
 
-test-contract: setup  ## those that start Ray clusters, and SageMaker's emulator
+test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator), then the faults
 	@$(BIN)/pytest tests/contract
+	@$(BIN)/pytest -m slow tests/chaos
 
 check: setup  ## lint and types
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary

@@ -384,7 +384,7 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> None:
         algorithm = request["AlgorithmSpecification"] | {"ContainerEntrypoint": ASLEEP}
         sagemaker_jobs.create(aws, {**request, "AlgorithmSpecification": algorithm})
 
-    monkeypatch.setattr("ray_jobs.targets.sagemaker.create", create_asleep)
+    monkeypatch.setattr("ray_jobs.targets.sagemaker.target.create", create_asleep)
 
 
 def make_run(aws: AWS) -> Run:

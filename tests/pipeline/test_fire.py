@@ -267,7 +267,7 @@ def test_storage_and_data_on_s3(tmp_path: Path, s3: dict[str, str]) -> None:
     assert run.storage.exists(run.path("report.html"))
 
 
-def test_an_s3_that_does_not_answer_is_refused(tmp_path: Path) -> None:
+def test_an_s3_that_does_not_answer_is_told_in_one_line(tmp_path: Path) -> None:
     environment = {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "x",
@@ -276,6 +276,7 @@ def test_an_s3_that_does_not_answer_is_refused(tmp_path: Path) -> None:
     words = arguments("data.path=s3://rows/a", "data.label_column=fire")
     process = start_emberline("run", "fire", *words, "--dry-run", cwd=tmp_path, **environment)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 3
+    assert process.returncode == 5
     assert "s3://rows/a" in stderr
+    assert "AWS_ENDPOINT_URL" in stderr
     assert len(stderr) < 600
