@@ -46,3 +46,9 @@ class RetryableError(EmberlineError):
     """The job failed for a reason that may pass (network, a lost node): a retry may succeed."""
 
     exit_code = 5
+
+
+class GateRefused(EmberlineError):
+    """The promotion gate refused a model; no alias was moved. Names each rule that it broke."""
+
+    exit_code = 6

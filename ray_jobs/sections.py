@@ -14,6 +14,7 @@ from ray_jobs.result import Objective
 from ray_jobs.section import Section
 from ray_jobs.targets.ray_spec import RaySpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
+from ray_jobs.tracking.promotion_spec import PromotionSpec
 
 PLACE = ("target", "ray", "sagemaker")  # keys that say where a job is carried out
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -67,6 +68,7 @@ class JobSpec(Section):
     tolerance: Annotated[float, Field(ge=0)] = 0.02  # of the objective, from run to run off the CPU
     resources: ResourceSpec = ResourceSpec()
     tracking: TrackingSpec = TrackingSpec()
+    promotion: PromotionSpec = PromotionSpec()
     ray: RaySpec = RaySpec()
     sagemaker: SageMakerSpec = SageMakerSpec()
 
@@ -110,7 +112,7 @@ class JobSpec(Section):
 
     def digest(self, *parts: str) -> str:
         """sha256 of the named top-level parts, or of all that decides the outcome."""
-        elsewhere = {"storage", *PLACE, "resources", "parallel"}
+        elsewhere = {"storage", *PLACE, "resources", "parallel", "promotion"}
         dump: dict[str, Any] = self.model_dump(mode="json", exclude=None if parts else elsewhere)
         chosen = {part: dump[part] for part in parts} if parts else dump
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

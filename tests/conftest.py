@@ -40,10 +40,21 @@ def real_data(name: str) -> Path:
     return root / name
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key that models are signed with is made anew, and not in the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test depends on, or changes, the user's MLflow server, AWS account or Ray cluster."""
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE"):
+    """No test depends on, or changes, the user's MLflow, AWS account, Ray cluster or keys."""
+    for name in (
+        "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE", "EMBERLINE_SIGNING_KEY",
+        "EMBERLINE_TRUSTED_KEYS",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 

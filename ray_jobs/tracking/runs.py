@@ -7,45 +7,52 @@ costs no training.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.errors import RetryableError
+from ray_jobs.errors import PreflightError
 from ray_jobs.events import read_events
 from ray_jobs.members import read_history
 from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
 from ray_jobs.run import REPORT, Run
 from ray_jobs.sweeping.records import RESULT as SWEEP
 from ray_jobs.sweeping.winner import as_trained, read_sweep
+from ray_jobs.tracking.registry import (
+    BUNDLE,
+    CHALLENGER,
+    DATA_DIGEST_TAG,
+    RUN_ID_TAG,
+    TEST_DIGEST_TAG,
+    WORKLOAD_TAG,
+    answering,
+    quieten,
+    tracking_uri,
+)
+from ray_jobs.tracking.signing import (
+    DIGEST_TAG,
+    KEY_VARIABLE,
+    SIGNATURE_TAG,
+    Statement,
+    index_digest,
+    sign,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-RUN_ID_TAG = "emberline.run_id"
-ALIAS = "challenger"
+_REFUSAL = (
+    "did not take the run",
+    "Everything is trained and stored; the same command with the same --run-id goes on from here.",
+)
 _LOGGED_FILES = (
     "spec.yaml", "artifacts/ensemble.json", "artifacts/evaluation.json",
     "artifacts/classification_report.json", "artifacts/confusion_matrix.png",
     "artifacts/misclassified.html", SWEEP, "sweep.html",
 )  # fmt: skip
-
-
-def tracking_uri(run: Run) -> str:
-    """MLFLOW_TRACKING_URI, or sqlite under the storage root (under ./runs if that is an object
-    store)."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        return given
-    root = run.storage.local() if run.storage.is_local else Path("runs").absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{root / 'mlflow.db'}"
 
 
 def log_run(run: Run, result: JobResult) -> RegisteredModel:
@@ -58,18 +65,13 @@ def log_run(run: Run, result: JobResult) -> RegisteredModel:
     Raises:
         RetryableError: MLflow or its artifact store cannot be reached, or refuses.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, not four
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a result goes there
+    quieten()
     import mlflow
 
-    uri = tracking_uri(run)
+    uri = tracking_uri(run.storage)
     is_embedded = "MLFLOW_TRACKING_URI" not in os.environ  # which the next line sets
     mlflow.set_tracking_uri(uri)
-    # sagemaker's plugin warns of every request to a server that is not SageMaker's.
-    logging.getLogger("mlflow.tracking.request_header").setLevel(logging.ERROR)
-    with _answering(uri):
+    with answering(uri, *_REFUSAL):
         client = mlflow.MlflowClient(uri)
         model_name = run.spec.tracking.model_name or run.spec.workload
         version = _registered_earlier(client, model_name, run)
@@ -98,27 +100,9 @@ def log_report(run: Run, model: RegisteredModel) -> None:
     import mlflow
 
     text = run.storage.read_text(run.path(REPORT))
-    uri = tracking_uri(run)
-    with _answering(uri):
+    uri = tracking_uri(run.storage)
+    with answering(uri, *_REFUSAL):
         mlflow.MlflowClient(uri).log_text(model.mlflow_run_id, text, REPORT)
-
-
-@contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """MLflow's failures within, and those of the artifact store behind it, as RetryableErrors."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException  # of artifacts that a server takes for its store
-
-    try:
-        yield
-    except (MlflowException, RequestException, Boto3Error, BotoCoreError, ClientError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RetryableError(
-            f"MLflow at {uri} did not take the run: {cause}. Everything is trained and stored; "
-            "the same command with the same --run-id goes on from here."
-        ) from error
 
 
 def _registered_earlier(client: MlflowClient, model_name: str, run: Run) -> RegisteredModel | None:
@@ -138,8 +122,8 @@ def _end_earlier(client: MlflowClient, experiment_id: str, run: Run) -> None:
 def _finish(client: MlflowClient, model: RegisteredModel) -> None:
     """Move the alias to the model, unless it has moved past it, and end its run."""
     aliases = client.get_registered_model(model.name).aliases
-    if int(aliases.get(ALIAS, 0)) < model.version:
-        client.set_registered_model_alias(model.name, ALIAS, str(model.version))
+    if int(aliases.get(CHALLENGER, 0)) < model.version:
+        client.set_registered_model_alias(model.name, CHALLENGER, str(model.version))
     if client.get_run(model.mlflow_run_id).info.status == "RUNNING":
         client.set_terminated(model.mlflow_run_id)
 
@@ -166,7 +150,7 @@ def _create_run(
     tags: dict[str, str],
 ) -> str:
     start_time = _milliseconds(started_at)
-    tags = {RUN_ID_TAG: run.run_id, "emberline.workload": run.spec.workload, **tags}
+    tags = {RUN_ID_TAG: run.run_id, WORKLOAD_TAG: run.spec.workload, **tags}
     created = client.create_run(experiment_id, start_time=start_time, tags=tags, run_name=name)
     return created.info.run_id
 
@@ -280,20 +264,24 @@ def _log_model(
 
     assert result.data is not None, "only evaluated runs are logged"
     with tempfile.TemporaryDirectory(prefix="emberline-") as scratch:
-        folder = Path(scratch) / "bundle"
+        folder = Path(scratch) / BUNDLE
         folder.mkdir()
         form = run.workload.write_model(run, result, folder)
+        statement = Statement(model_name, run.run_id, index_digest(folder))
         tags = {
             RUN_ID_TAG: run.run_id,
-            "emberline.data_digest": result.data.digest,
-            "emberline.test_digest": result.data.splits["test"].digest,
+            WORKLOAD_TAG: run.spec.workload,
+            DATA_DIGEST_TAG: result.data.digest,
+            TEST_DIGEST_TAG: result.data.splits["test"].digest,
+            DIGEST_TAG: statement.index_digest,
+            **_signature(run, statement),
             **form.tags,
         }
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(form.code),
-                artifacts={"bundle": str(folder)},
+                artifacts={BUNDLE: str(folder)},
                 code_paths=[str(Path(__file__).parents[1])],
                 signature=form.signature,
                 input_example=form.example,
@@ -303,6 +291,18 @@ def _log_model(
             )
     version = str(info.registered_model_version)
     return _registered(model_name, client.get_model_version(model_name, version))
+
+
+def _signature(run: Run, statement: Statement) -> dict[str, str]:
+    """The tag of the signature; none, with a warning, where no key was given and none can be made:
+    the training is done, and the gate will say what is missing."""
+    try:
+        return {SIGNATURE_TAG: sign(statement)}
+    except PreflightError as error:
+        if os.environ.get(KEY_VARIABLE):
+            raise
+        run.journal("register")("warning", message=f"the model is not signed: {error}")
+        return {}
 
 
 def _pinned(packages: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,190 @@
+"""Promotion: a version becomes the champion if the gate lets it, and rollback.
+
+`python -m ray_jobs.promote MODEL [--version N] [--dry-run]`, or `--rollback`, prints the outcome as
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from ray_jobs.errors import EXIT_OK, EmberlineError, GateRefused, PreflightError
+from ray_jobs.sections import JobSpec
+from ray_jobs.spec import load_spec
+from ray_jobs.storage import Storage
+from ray_jobs.tracking.evidence import gather, gather_tested, open_run
+from ray_jobs.tracking.gate import Verdict, judge, refusals
+from ray_jobs.tracking.promotion_spec import PromotionSpec
+from ray_jobs.tracking.registry import GATE_TAG, Registry, Version
+from ray_jobs.tracking.succession import Succession
+
+Outcome = Literal["promoted", "unchanged", "accepted", "refused", "rolled_back"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What came of a promotion or a rollback."""
+
+    model: str
+    version: int  # that was judged, or gone back to
+    champion: int | None  # that stood before
+    outcome: Outcome
+    verdicts: list[Verdict] = field(default_factory=list)
+    dry_run: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return GateRefused.exit_code if self.outcome == "refused" else EXIT_OK
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+class Refused(GateRefused):
+    """A refusal, with every rule's verdict."""
+
+    def __init__(self, promotion: Promotion):
+        self.promotion = promotion
+        broken = "; ".join(f"{v.rule}: {v.why}" for v in refusals(promotion.verdicts))
+        super().__init__(f"version {promotion.version} of {promotion.model!r} is refused. {broken}")
+
+
+def promote(
+    where: JobSpec | str, model: str, version: int | None = None, *, dry_run: bool = False
+) -> Promotion:
+    """Judge a version, by default the challenger, and make it the champion.
+
+    Args:
+        where: the root of all runs; or a job description, whose `storage` is that root and whose
+            `promotion` are the rules. Otherwise the rules are those of the candidate's own run.
+        dry_run: judge only; nothing is written anywhere. It is `accepted` or `refused`.
+
+    Raises:
+        Refused: a rule is broken; no alias was moved.
+        SpecError: there is no such model or version, or its run is not under this root.
+        PreflightError: what the gate has to read is gone or damaged.
+        RetryableError: the registry or the storage does not answer, or another version was made
+            the champion meanwhile.
+    """
+    storage = _storage(where)
+    registry = Registry(storage)
+    candidate = registry.version(model, version)
+    champion = registry.champion(model)
+    succession = Succession(storage, registry, model)
+
+    def outcome(name: Outcome, verdicts: Sequence[Verdict] = ()) -> Promotion:
+        return Promotion(model, candidate.number, champion, name, list(verdicts), dry_run)
+
+    if champion == candidate.number:
+        if not dry_run:
+            succession.settle()
+        return outcome("unchanged")
+    spec = open_run(storage, candidate).spec if isinstance(where, str) else where
+    verdicts = _judge(storage, registry, candidate, champion, spec.promotion)
+    broken = refusals(verdicts)
+    if dry_run:
+        return outcome("refused" if broken else "accepted", verdicts)
+    registry.tag(candidate, {f"{GATE_TAG}.{v.rule}": _as_tag(v) for v in verdicts})
+    detail = {"verdicts": [asdict(verdict) for verdict in verdicts]}
+    if broken:
+        succession.log.append("refused", candidate.number, champion, detail=detail)
+        raise Refused(outcome("refused", verdicts))
+    is_new = succession.advance(candidate.number, seen=champion, detail=detail)
+    return outcome("promoted" if is_new else "unchanged", verdicts)
+
+
+def rollback(where: JobSpec | str, model: str) -> Promotion:
+    """Make the champion before this one the champion again, as the audit log has it. It passed the
+    gate in its time and is not judged again.
+
+    Raises:
+        SpecError: there is no such model, or that version of it is gone.
+        PreflightError: there was no champion before; the audit log is damaged.
+        RetryableError: the registry or the storage does not answer.
+    """
+    storage = _storage(where)
+    registry = Registry(storage)
+    registry.champion(model)  # whether there is the model
+    version, champion = Succession(storage, registry, model).go_back()
+    return Promotion(model, version, champion, "rolled_back")
+
+
+def _storage(where: JobSpec | str) -> Storage:
+    return Storage(where if isinstance(where, str) else where.storage)
+
+
+def _judge(
+    storage: Storage,
+    registry: Registry,
+    version: Version,
+    champion: int | None,
+    rules: PromotionSpec,
+) -> list[Verdict]:
+    try:
+        candidate = gather(storage, registry, version)
+    except ValueError as error:  # its result is not one, as with a metric that is not finite
+        return [Verdict("result", "malformed", "a result", passed=False, why=str(error))]
+    standing = None
+    if champion is not None:
+        try:
+            standing = gather_tested(storage, registry.version(version.model, champion))
+        except ValueError as error:
+            raise PreflightError(
+                f"the champion, version {champion}, cannot be compared with: {error}"
+            ) from None
+    return judge(candidate, standing, rules)
+
+
+def _as_tag(verdict: Verdict) -> str:
+    said = "passed" if verdict.passed else "refused"
+    why = f"; {verdict.why}" if verdict.why else ""
+    return f"{said}: {verdict.value} (limit: {verdict.limit}){why}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m ray_jobs.promote`; the outcome is the last thing on stdout. Returns the exit code:
+    6 if the gate refuses."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ray_jobs.promote",
+        description="Make a version of a model the champion, if the promotion gate lets it.",
+    )
+    add = parser.add_argument
+    add("model", help="the registered name, e.g. fire")
+    add("--version", type=int, help="default: the challenger")
+    add("--storage", help="root of all runs; default: the spec's, or ./runs")
+    add("--spec", help="job description whose rules count; default: that of the candidate's run")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    add("--dry-run", action="store_true", help="judge only; write nothing")
+    add("--rollback", action="store_true", help="go back to the champion before this one")
+    options = parser.parse_args(arguments)
+    if options.rollback and (options.dry_run or options.version is not None):
+        parser.error("--rollback takes neither --version nor --dry-run")
+    if options.overrides and not options.spec:
+        parser.error("--set changes a job description; name it with --spec")
+    where: JobSpec | str = options.storage or "./runs"
+    try:
+        if options.spec:
+            where = load_spec(
+                None, config=options.spec, overrides=options.overrides, storage=options.storage
+            )
+        if options.rollback:
+            promotion = rollback(where, options.model)
+        else:
+            promotion = promote(where, options.model, options.version, dry_run=options.dry_run)
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        promotion = error.promotion
+    except EmberlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(promotion.to_json())
+    return promotion.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

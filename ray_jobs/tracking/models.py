@@ -1,0 +1,241 @@
+"""Models in MLflow's registry: which version is meant, and its bundle as a local folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from ray_jobs.errors import JobFailed, SpecError
+from ray_jobs.models.bundle_files import INDEX, read_index
+from ray_jobs.storage import Storage
+from ray_jobs.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    RUN_ID_TAG,
+    answering,
+    quieten,
+    tracking_uri,
+)
+from ray_jobs.tracking.signing import DIGEST_TAG, SIGNATURE_TAG, Statement, index_digest, verify
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+
+_BUNDLE = "artifacts/bundle"  # where a pyfunc keeps a folder of that name
+_NUM_TOLD = 10  # versions in a message
+_SILENCE = (
+    "did not answer",
+    "Look at MLFLOW_TRACKING_URI and the server; then give the same command again",
+)
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """A version of a registered model."""
+
+    name: str
+    version: int
+    alias: str | None  # by which it was found; None: by its number
+    run_id: str | None  # of MLflow
+    tags: Mapping[str, str]
+    registry: str  # where it is registered
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+    def __str__(self) -> str:
+        alias = f" ({self.alias})" if self.alias else ""
+        return f"{self.name} version {self.version}{alias}"
+
+
+def find_model(storage: Storage, name: str, version: int | str | None = None) -> LocatedModel:
+    """A version of a model.
+
+    Args:
+        version: its number or an alias; None: the champion, or else the challenger.
+
+    Raises:
+        SpecError: there is none such; lists what there is.
+        RetryableError: the registry cannot be reached.
+    """
+    is_embedded = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")
+    if is_embedded and not storage.exists("mlflow.db"):  # which a look would create
+        raise SpecError(
+            f"no model is registered under {storage.uri!r}; train one, or name with --storage (or "
+            "MLFLOW_TRACKING_URI) where there is one"
+        )
+    uri = tracking_uri(storage)
+    quieten()
+    from mlflow import MlflowClient
+
+    with answering(uri, *_SILENCE):
+        client = MlflowClient(uri)
+        model = _registered(client, name, uri)
+        number, alias = _chosen(client, model, version)
+        found = client.get_model_version(name, number)
+        return LocatedModel(name, int(number), alias, found.run_id or None, dict(found.tags), uri)
+
+
+def download(model: LocatedModel, folder: Path) -> Path:
+    """The bundle of a model, as a folder below `folder` that is named by its digest. What is there
+    already, and whole, is not fetched again. Nothing of it is loaded.
+
+    Raises:
+        JobFailed: it is not signed by a trusted key, has no bundle, another than was signed, or a
+            link in it.
+        PreflightError: there is no key to trust.
+        RetryableError: the registry or its artifact store cannot be reached.
+    """
+    digest = _signed_digest(model)
+    target = folder / digest
+    if _is_whole(target):
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f"{uuid.uuid4().hex}.tmp"
+    try:
+        bundle = _fetch(model, staging)
+        _check_index(model, bundle, digest)
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            bundle.rename(target)
+        except OSError:  # somebody else was sooner
+            if not _is_whole(target):
+                raise
+        return target
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+# Which version
+
+
+def _registered(client: MlflowClient, name: str, uri: str) -> RegisteredModel:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    names = ", ".join(sorted(model.name for model in client.search_registered_models()))
+    raise SpecError(
+        f"no model {name!r} is registered at {uri}; there is {names or 'none: train one first'}"
+    )
+
+
+def _chosen(
+    client: MlflowClient, model: RegisteredModel, version: int | str | None
+) -> tuple[str, str | None]:
+    """The number of the version, and the alias that led to it."""
+    aliases = {alias: str(number) for alias, number in model.aliases.items()}
+    if version is None:
+        for alias in (CHAMPION, CHALLENGER):
+            if alias in aliases:
+                return aliases[alias], alias
+    elif str(version) in aliases:
+        return aliases[str(version)], str(version)
+    found = client.search_model_versions(f"name = '{model.name}'")
+    numbers = sorted((int(one.version) for one in found), reverse=True)
+    if version is not None and str(version).isdecimal() and int(version) in numbers:
+        return str(int(version)), None
+    wanted = (
+        f"neither a {CHAMPION} nor a {CHALLENGER}" if version is None else f"no version {version!r}"
+    )
+    told = ", ".join(map(str, numbers[:_NUM_TOLD])) + ", ..." * (len(numbers) > _NUM_TOLD)
+    also = "".join(f", {alias} ({number})" for alias, number in sorted(aliases.items()))
+    raise SpecError(
+        f"model {model.name!r} has {wanted}; there is {told or 'none'}{also}. Name one with "
+        "--version"
+    )
+
+
+# Its files
+
+
+def _fetch(model: LocatedModel, staging: Path) -> Path:
+    """A copy of the bundle below `staging`, made of plain files."""
+    quieten()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts, list_artifacts
+
+    with answering(model.registry, *_SILENCE):
+        root = MlflowClient(model.registry).get_model_version_download_uri(
+            model.name, str(model.version)
+        )
+        uri = f"{root.rstrip('/')}/{_BUNDLE}"
+        if urlsplit(root).scheme in ("", "file"):
+            source = Path(url2pathname(urlsplit(uri).path))
+            is_there = source.is_dir()
+        else:
+            source = None
+            is_there = bool(list_artifacts(artifact_uri=uri, tracking_uri=model.registry))
+        if not is_there:
+            raise JobFailed(
+                f"{model} has no bundle at {uri}: it was deleted, or registered by other means "
+                "than emberline's; name another with --version"
+            )
+        if source is None:  # MLflow refuses to write outside of the folder it is given
+            bundle = Path(
+                download_artifacts(
+                    artifact_uri=uri, dst_path=str(staging), tracking_uri=model.registry
+                )
+            )
+            _check_plain(model, bundle)
+        else:
+            _check_plain(model, source)  # MLflow would follow links
+            bundle = shutil.copytree(source, staging, symlinks=True)
+        return bundle
+
+
+def _check_plain(model: LocatedModel, folder: Path) -> None:
+    """Raise JobFailed if anything in a folder is neither a file nor a folder."""
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            name = path.relative_to(folder.parent).as_posix()
+            raise JobFailed(f"{model}: {name} is a link or no plain file; nothing of it is loaded")
+
+
+def _signed_digest(model: LocatedModel) -> str:
+    """Of its index: sha256, for which whoever registered it has signed."""
+    missing = [tag for tag in (SIGNATURE_TAG, DIGEST_TAG, RUN_ID_TAG) if tag not in model.tags]
+    if missing:
+        raise JobFailed(
+            f"{model} is not signed: it lacks the tag {missing[0]}; train and register it again, "
+            "or name another with --version"
+        )
+    digest = model.tags[DIGEST_TAG]
+    try:
+        verify(Statement(model.name, model.tags[RUN_ID_TAG], digest), model.tags[SIGNATURE_TAG])
+    except JobFailed as error:
+        raise JobFailed(f"{model}: {error}") from None
+    return digest
+
+
+def _check_index(model: LocatedModel, bundle: Path, digest: str) -> None:
+    found = index_digest(bundle) if (bundle / INDEX).is_file() else "none"
+    if found != digest:
+        raise JobFailed(
+            f"{model}: its {INDEX} has sha256 {found}, but {digest} was registered: it was altered "
+            "since; train and register it again, or name another with --version"
+        )
+
+
+def _is_whole(bundle: Path) -> bool:
+    """Whether an earlier download lies there as it came."""
+    if not (bundle / INDEX).is_file() or index_digest(bundle) != bundle.name:
+        return False
+    try:
+        read_index(bundle)
+    except (JobFailed, KeyError, TypeError, ValueError, AttributeError):  # or no index at all
+        return False
+    return True
