@@ -6,10 +6,30 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from pipelines import model_commands
+from pipelines.options import (
+    DEFAULT_STORAGE,
+    Address,
+    AnyRuns,
+    Config,
+    Detach,
+    DryRun,
+    Json,
+    Overrides,
+    Resume,
+    Root,
+    RunId,
+    Runs,
+    StopOnInterrupt,
+    StorageUri,
+    Target,
+    Workload,
+    show,
+)
 from ray_jobs.errors import EmberlineError, SpecError
 
 app = typer.Typer(
@@ -20,58 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Workload = Annotated[str, typer.Argument(help="What to train, e.g. fire.", show_default=False)]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.", show_default=False)]
-AnyRuns = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids.", show_default=False)
-]
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A registered model, e.g. fire.", show_default=False)
-]
-ModelVersion = Annotated[
-    str | None,
-    typer.Option(
-        "--version", help="Its number or an alias; default: the champion, or else the challenger."
-    ),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="Job description (YAML); default: the shipped one.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key, e.g. --set data.samples=5000."
-    ),
-]
-StorageUri = Annotated[
-    str | None, typer.Option("--storage", help="Root of all runs: a folder or s3:// URI.")
-]
-Root = Annotated[str, typer.Option("--storage", help="Root of all runs.")]
-Target = Annotated[
-    str | None, typer.Option("--target", help="Where to run: local, ray or sagemaker.")
-]
-Address = Annotated[
-    str | None,
-    typer.Option(help="Of a Ray cluster's dashboard, e.g. http://HOST:8265; implies --target ray."),
-]
-RunId = Annotated[
-    str | None, typer.Option("--run-id", help="Name the run; an existing one is attached to.")
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Take up --run-id, or the newest unfinished run.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and print the plan; train nothing.")
-]
-Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is submitted.")]
-StopOnInterrupt = Annotated[
-    bool,
-    typer.Option("--stop-on-interrupt", help="Ctrl-C stops the run at its target, too."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, last on stdout.")]
-
-DEFAULT_STORAGE = "./runs"
+app.add_typer(model_commands.app)
 
 
 @app.command()
@@ -169,12 +138,12 @@ def _carry_out(
             "with its command"
         )
     if dry_run:
-        _show(plan.make(spec) if is_here else target_plan.make(spec), as_json)
+        show(plan.make(spec) if is_here else target_plan.make(spec), as_json)
     elif is_here and not detach:
-        _show(training.start(spec, run_id), as_json)
+        show(training.start(spec, run_id), as_json)
     else:
         started = remote.start(spec, run_id, detach=detach, stop_on_interrupt=stop_on_interrupt)
-        _show(started, as_json)
+        show(started, as_json)
 
 
 @app.command()
@@ -194,7 +163,7 @@ def data(
     CSV logs."""
     from pipelines import simulation
 
-    _show(
+    show(
         simulation.write(workload, output, samples=samples, generator=generator, seed=seed), as_json
     )
 
@@ -215,7 +184,7 @@ def status(
     """How far runs are, wherever they are carried out; exit 4 or 5 if one has failed."""
     from pipelines import status as statuses
 
-    _show(
+    show(
         statuses.status(
             storage, run_ids or [], wait=wait, interval_s=interval, with_metrics=metrics
         ),
@@ -259,9 +228,9 @@ def stop(
     if not every and (target or address):
         raise SpecError("--target and --address belong to --all: a run's folder says where it is")
     if every:
-        _show(stopping.stop_all(storage, target, address), as_json)
+        show(stopping.stop_all(storage, target, address), as_json)
     else:
-        _show(stopping.stop(storage, run_ids or []), as_json)
+        show(stopping.stop(storage, run_ids or []), as_json)
 
 
 @app.command()
@@ -274,7 +243,7 @@ def report(
     """Where the report of a run is; rendered anew from the run's files."""
     from pipelines import inspection
 
-    _show(inspection.report(storage, run_id, open_it=open_it), as_json)
+    show(inspection.report(storage, run_id, open_it=open_it), as_json)
 
 
 @app.command()
@@ -286,85 +255,7 @@ def compare(
     """Runs side by side: validation and test, and what was set differently."""
     from pipelines import inspection
 
-    _show(inspection.compare(storage, run_ids), as_json)
-
-
-@app.command()
-def promote(
-    model: Model,
-    version: Annotated[
-        int | None, typer.Option("--version", help="Its number; default: the challenger.", min=1)
-    ] = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    storage: Root = DEFAULT_STORAGE,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what the gate says; move no alias.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Make a version the champion, if the gate lets it; exit 6 if not."""
-    from pipelines import promotion
-    from ray_jobs.spec import load_spec
-
-    where: Any = storage
-    if config or overrides:
-        workload = None if config else model
-        where = load_spec(workload, config=config, overrides=overrides or (), storage=storage)
-    _show(promotion.promote(where, model, version, dry_run=dry_run), as_json)
-
-
-@app.command()
-def rollback(model: Model, storage: Root = DEFAULT_STORAGE, as_json: Json = False) -> None:
-    """Make the champion before this one the champion again."""
-    from pipelines import promotion
-
-    _show(promotion.rollback(storage, model), as_json)
-
-
-@app.command()
-def serve(
-    model: Model,
-    version: ModelVersion = None,
-    storage: Root = DEFAULT_STORAGE,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; 0.0.0.0 for all interfaces.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8080,
-) -> None:
-    """Answer requests with a registered model, until SIGTERM or Ctrl-C."""
-    from pipelines import serving
-
-    code = serving.serve(storage, model, version, host, port)
-    if code:
-        raise typer.Exit(code)
-
-
-@app.command()
-def predict(
-    model: Model,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="INPUT",
-            help="CSV or Parquet rows, pictures or logs: a file, folder or s3:// URI.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", help="Table to write: .csv, .parquet or .jsonl.")
-    ],
-    version: ModelVersion = None,
-    storage: Root = DEFAULT_STORAGE,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out and count what the model cannot take.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Predict with a registered model for files of any size. Exit 3 at the first bad row."""
-    from pipelines import prediction
-
-    _show(prediction.predict(storage, model, version, source, output, skip_bad=skip_bad), as_json)
+    show(inspection.compare(storage, run_ids), as_json)
 
 
 @app.command()
@@ -388,24 +279,12 @@ def doctor(
     if target or address:
         job = _Job(workload or "fire", config, overrides, target, address, storage, sweeps=False)
         if job.spec.target != "local":
-            _show(checks.examine_target(job.spec), as_json)
+            show(checks.examine_target(job.spec), as_json)
             return
     spec = None
     if workload or config or overrides:
         spec = _Job(workload or "fire", config, overrides, None, None, storage, sweeps=False).spec
-    _show(checks.examine(storage or DEFAULT_STORAGE, spec), as_json)
-
-
-def _show(outcome: Any, as_json: bool) -> None:
-    """Print an outcome: every one has `to_json()`, `print(console)` and an `exit_code`."""
-    if as_json:
-        typer.echo(outcome.to_json())
-    else:
-        from rich.console import Console
-
-        outcome.print(Console(highlight=False))
-    if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+    show(checks.examine(storage or DEFAULT_STORAGE, spec), as_json)
 
 
 def main() -> None:

@@ -1,0 +1,98 @@
+"""The commands of `emberline` that act on registered models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.options import (
+    DEFAULT_STORAGE,
+    Config,
+    Json,
+    Model,
+    ModelVersion,
+    Overrides,
+    Root,
+    show,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[
+        int | None, typer.Option("--version", help="Its number; default: the challenger.", min=1)
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    storage: Root = DEFAULT_STORAGE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the gate says; move no alias.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion, if the gate lets it; exit 6 if not."""
+    from pipelines import promotion
+    from ray_jobs.spec import load_spec
+
+    where: Any = storage
+    if config or overrides:
+        workload = None if config else model
+        where = load_spec(workload, config=config, overrides=overrides or (), storage=storage)
+    show(promotion.promote(where, model, version, dry_run=dry_run), as_json)
+
+
+@app.command()
+def rollback(model: Model, storage: Root = DEFAULT_STORAGE, as_json: Json = False) -> None:
+    """Make the champion before this one the champion again."""
+    from pipelines import promotion
+
+    show(promotion.rollback(storage, model), as_json)
+
+
+@app.command()
+def serve(
+    model: Model,
+    version: ModelVersion = None,
+    storage: Root = DEFAULT_STORAGE,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 for all interfaces.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8080,
+) -> None:
+    """Answer requests with a registered model, until SIGTERM or Ctrl-C."""
+    from pipelines import serving
+
+    code = serving.serve(storage, model, version, host, port)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def predict(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="CSV or Parquet rows, pictures or logs: a file, folder or s3:// URI.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="Table to write: .csv, .parquet or .jsonl.")
+    ],
+    version: ModelVersion = None,
+    storage: Root = DEFAULT_STORAGE,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and count what the model cannot take.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict with a registered model for files of any size. Exit 3 at the first bad row."""
+    from pipelines import prediction
+
+    show(prediction.predict(storage, model, version, source, output, skip_bad=skip_bad), as_json)
