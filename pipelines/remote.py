@@ -64,13 +64,14 @@ def start(
         target.check(spec, seconds=_estimate(spec)).raise_failed()
     run = Run.create(spec, run_id)
     take_over(run)
-    handle = target.handle(run)
+    handle, is_submitted = target.handle(run), False
     try:
         with console.status(f"submitting to {spec.target}") as shown:
             target.on_upload = lambda done, total: shown.update(
                 f"uploading to {spec.target}: {in_gib(done)} of {in_gib(total)}"
             )
             target.submit(run)
+        is_submitted = True
         if detach:
             return Submission(handle)
         if not console.is_terminal:
@@ -78,7 +79,7 @@ def start(
             console.print(f"submitted to {where(handle)}", soft_wrap=True)
         state = _follow(target, run, handle, console)
     except KeyboardInterrupt:
-        _leave(target, handle, console, stop=stop_on_interrupt)
+        _leave(target, handle, console, stop=stop_on_interrupt, is_submitted=is_submitted)
         raise
     return _end(target, run, handle, state, console)
 
@@ -165,14 +166,17 @@ def _follow(target: Target, run: Run, handle: Handle, console: Console) -> JobSt
         )
 
 
-def _leave(target: Target, handle: Handle, console: Console, *, stop: bool) -> None:
+def _leave(
+    target: Target, handle: Handle, console: Console, *, stop: bool, is_submitted: bool
+) -> None:
     """Say what becomes of a run whose user leaves."""
     if stop:
         console.print(f"interrupted: stopping the run on {where(handle)}")
         target.stop(handle)
         console.print("stopped: nothing of it is left running. Go on with --resume")
         return
-    console.print(f"interrupted: the run goes on at {where(handle)}")
+    goes_on = "goes on" if is_submitted else "may have been submitted, and then goes on"
+    console.print(f"interrupted: the run {goes_on} at {where(handle)}")
     for line in how_to_go_on(handle):
         console.print(line, soft_wrap=True)
     console.print(
