@@ -20,7 +20,7 @@ from ray_jobs.storage import Storage
 from ray_jobs.tracking.evidence import gather, gather_tested, open_run
 from ray_jobs.tracking.gate import Verdict, judge, refusals
 from ray_jobs.tracking.promotion_spec import PromotionSpec
-from ray_jobs.tracking.registry import GATE_TAG, Registry, Version
+from ray_jobs.tracking.registry import GATE_TAG, Registry, Version, check_exists
 from ray_jobs.tracking.succession import Succession
 
 Outcome = Literal["promoted", "unchanged", "accepted", "refused", "rolled_back"]
@@ -72,6 +72,7 @@ def promote(
             the champion meanwhile.
     """
     storage = _storage(where)
+    check_exists(storage)
     registry = Registry(storage)
     candidate = registry.version(model, version)
     champion = registry.champion(model)
@@ -108,6 +109,7 @@ def rollback(where: JobSpec | str, model: str) -> Promotion:
         RetryableError: the registry or the storage does not answer.
     """
     storage = _storage(where)
+    check_exists(storage)
     registry = Registry(storage)
     registry.champion(model)  # whether there is the model
     version, champion = Succession(storage, registry, model).go_back()

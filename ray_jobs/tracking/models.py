@@ -20,6 +20,7 @@ from ray_jobs.tracking.registry import (
     CHAMPION,
     RUN_ID_TAG,
     answering,
+    check_exists,
     quieten,
     tracking_uri,
 )
@@ -67,12 +68,7 @@ def find_model(storage: Storage, name: str, version: int | str | None = None) ->
         SpecError: there is none such; lists what there is.
         RetryableError: the registry cannot be reached.
     """
-    is_embedded = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")
-    if is_embedded and not storage.exists("mlflow.db"):  # which a look would create
-        raise SpecError(
-            f"no model is registered under {storage.uri!r}; train one, or name with --storage (or "
-            "MLFLOW_TRACKING_URI) where there is one"
-        )
+    check_exists(storage)
     uri = tracking_uri(storage)
     quieten()
     from mlflow import MlflowClient

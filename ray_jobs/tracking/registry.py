@@ -37,6 +37,20 @@ def tracking_uri(storage: Storage) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
 
 
+def check_exists(storage: Storage) -> None:
+    """Before a look, which would create an embedded registry where there is none.
+
+    Raises:
+        SpecError: nothing has been registered under this root.
+    """
+    is_embedded = storage.is_local and not os.environ.get("MLFLOW_TRACKING_URI")
+    if is_embedded and not storage.exists("mlflow.db"):
+        raise SpecError(
+            f"no model is registered under {storage.uri!r}; train one, or name with --storage (or "
+            "MLFLOW_TRACKING_URI) where there is one"
+        )
+
+
 def quieten() -> None:
     """Settings of MLflow that have to be made before it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
