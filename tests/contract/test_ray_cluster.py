@@ -158,12 +158,13 @@ def test_a_job_that_loses_its_driver_goes_on_in_another_attempt(
         return None
 
     kill_when(driver, target, run)
-    (ended,) = members(run, "ended")
+    ended = members(run, "ended")  # one, or both where they ended at nearly the same moment
     result = finish(target, run, max_attempts=2)
     assert target.status(handle).details["attempt"] == "2"
     assert [h for h in target.list() if h.run_id == "driver"] == [handle]
-    assert members(run, "started").count(ended) == 1
-    assert len(members(run, "started")) == 3
+    started = members(run, "started")
+    assert all(started.count(member) == 1 for member in ended)
+    assert len(started) == 4 - len(ended)  # what had not ended, once more
     assert_same(result, undisturbed)
 
 
@@ -201,11 +202,12 @@ def test_a_job_that_loses_its_head_goes_on_when_there_is_a_new_one(
             assert not target.status(target.handle(run)).has_ended
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        (ended,) = members(run, "ended")
+        ended = members(run, "ended")
         end(head)
         with pytest.raises(RetryableError, match="does not answer"):
             target.status(target.handle(run))
         place.start_head("b")
         result = finish(target, run, max_attempts=2)
-    assert members(run, "started").count(ended) == 1
+    started = members(run, "started")
+    assert all(started.count(member) == 1 for member in ended)
     assert_same(result, undisturbed)
