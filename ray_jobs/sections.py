@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from ray_jobs.deployments.spec import DeploymentSpec
 from ray_jobs.result import Objective
 from ray_jobs.section import Section
 from ray_jobs.targets.ray_spec import RaySpec
@@ -69,6 +70,7 @@ class JobSpec(Section):
     resources: ResourceSpec = ResourceSpec()
     tracking: TrackingSpec = TrackingSpec()
     promotion: PromotionSpec = PromotionSpec()
+    deployment: DeploymentSpec = DeploymentSpec()
     ray: RaySpec = RaySpec()
     sagemaker: SageMakerSpec = SageMakerSpec()
 
@@ -112,7 +114,7 @@ class JobSpec(Section):
 
     def digest(self, *parts: str) -> str:
         """sha256 of the named top-level parts, or of all that decides the outcome."""
-        elsewhere = {"storage", *PLACE, "resources", "parallel", "promotion"}
+        elsewhere = {"storage", *PLACE, "resources", "parallel", "promotion", "deployment"}
         dump: dict[str, Any] = self.model_dump(mode="json", exclude=None if parts else elsewhere)
         chosen = {part: dump[part] for part in parts} if parts else dump
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Live traffic: what is kept of it, and what it tells."""
