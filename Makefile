@@ -45,7 +45,7 @@ format: setup  ## let ruff mend what it can
 
 lock:  ## pin the dependencies anew
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
-	  --no-header --group dev pyproject.toml --output-file requirements.lock
+	  --no-header --extra server --group dev pyproject.toml --output-file requirements.lock
 
 bench: setup  ## the benchmarks: tables, kept as CSV beside them
 	@for bench in tests/bench/*.py; do \
