@@ -1,6 +1,6 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow test-faults check format lock bench clean
+.PHONY: help setup run test test-fast test-slow test-faults check format lock bench chart-readme clean
 BIN := .venv/bin
 
 help:  ## show this list
@@ -51,6 +51,9 @@ bench: setup  ## the benchmarks: tables, kept as CSV beside them
 	@for bench in tests/bench/*.py; do \
 	  $(BIN)/python -m tests.bench.$$(basename $$bench .py) || exit 1; \
 	done
+
+chart-readme: setup  ## the chart's README, from its values
+	@$(BIN)/python tests/chart/chart_readme.py
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
