@@ -1,7 +1,8 @@
-"""Promotion: a version becomes the champion if the gate lets it, and rollback.
+"""Promotion: a version becomes the champion if the gate lets it; rollback; and a look at who was
+made the champion by hand.
 
-`python -m ray_jobs.promote MODEL [--version N] [--dry-run]`, or `--rollback`, prints the outcome as
-JSON.
+`python -m ray_jobs.promote MODEL [--version N] [--dry-run]`, or `--rollback`, or `--reconcile`,
+prints the outcome as JSON.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from ray_jobs.errors import EXIT_OK, EmberlineError, GateRefused, PreflightError
+from ray_jobs.errors import EXIT_OK, EmberlineError, GateRefused
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
-from ray_jobs.tracking.evidence import gather, gather_tested, open_run
-from ray_jobs.tracking.gate import Verdict, judge, refusals
-from ray_jobs.tracking.promotion_spec import PromotionSpec
-from ray_jobs.tracking.registry import GATE_TAG, Registry, Version, check_exists
+from ray_jobs.tracking import handmoves
+from ray_jobs.tracking.evidence import open_run
+from ray_jobs.tracking.gate import Verdict, refusals
+from ray_jobs.tracking.handmoves import Reconciled, describe_move
+from ray_jobs.tracking.judging import judge_version
+from ray_jobs.tracking.registry import GATE_TAG, Registry, check_exists
 from ray_jobs.tracking.succession import Succession
 
 Outcome = Literal["promoted", "unchanged", "accepted", "refused", "rolled_back"]
@@ -36,6 +39,7 @@ class Promotion:
     outcome: Outcome
     verdicts: list[Verdict] = field(default_factory=list)
     dry_run: bool = False
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -57,7 +61,8 @@ class Refused(GateRefused):
 def promote(
     where: JobSpec | str, model: str, version: int | None = None, *, dry_run: bool = False
 ) -> Promotion:
-    """Judge a version, by default the challenger, and make it the champion.
+    """Judge a version, by default the challenger, and make it the champion. Before that, a champion
+    that was made by hand is settled, as `reconcile` does it.
 
     Args:
         where: the root of all runs; or a job description, whose `storage` is that root and whose
@@ -75,18 +80,23 @@ def promote(
     check_exists(storage)
     registry = Registry(storage)
     candidate = registry.version(model, version)
-    champion = registry.champion(model)
     succession = Succession(storage, registry, model)
+    if dry_run:
+        standing = succession.glance()
+        champion = standing.champion
+        warning = describe_move(model, standing) if standing.is_moved_by_hand else None
+    else:
+        reconciled = _reconcile(storage, registry, model, where)
+        champion, warning = reconciled.champion, reconciled.warning
+    warnings = [] if warning is None else [warning]
 
     def outcome(name: Outcome, verdicts: Sequence[Verdict] = ()) -> Promotion:
-        return Promotion(model, candidate.number, champion, name, list(verdicts), dry_run)
+        return Promotion(model, candidate.number, champion, name, list(verdicts), dry_run, warnings)
 
     if champion == candidate.number:
-        if not dry_run:
-            succession.settle()
         return outcome("unchanged")
     spec = open_run(storage, candidate).spec if isinstance(where, str) else where
-    verdicts = _judge(storage, registry, candidate, champion, spec.promotion)
+    verdicts = judge_version(storage, registry, candidate, champion, spec.promotion)
     broken = refusals(verdicts)
     if dry_run:
         return outcome("refused" if broken else "accepted", verdicts)
@@ -112,34 +122,39 @@ def rollback(where: JobSpec | str, model: str) -> Promotion:
     check_exists(storage)
     registry = Registry(storage)
     registry.champion(model)  # whether there is the model
-    version, champion = Succession(storage, registry, model).go_back()
-    return Promotion(model, version, champion, "rolled_back")
+    succession = Succession(storage, registry, model)
+    standing = succession.look()
+    warnings = [describe_move(model, standing)] if standing.is_moved_by_hand else []
+    version, champion = succession.go_back()
+    return Promotion(model, version, champion, "rolled_back", warnings=warnings)
+
+
+def reconcile(where: JobSpec | str, model: str) -> Reconciled:
+    """Look whether the champion was made by hand, in MLflow's UI or API. The gate judges it against
+    the last that was audited: it stays if it passes, else `promotion.moved_by_hand` decides. To be
+    called before a champion is deployed.
+
+    Args:
+        where: as of `promote`; without a job description, the rules are those of the runs that the
+            two versions come from.
+
+    Raises:
+        As `promote`, but for `Refused`.
+    """
+    storage = _storage(where)
+    check_exists(storage)
+    return _reconcile(storage, Registry(storage), model, where)
+
+
+def _reconcile(
+    storage: Storage, registry: Registry, model: str, where: JobSpec | str
+) -> Reconciled:
+    rules = None if isinstance(where, str) else where.promotion
+    return handmoves.reconcile(storage, registry, model, rules)
 
 
 def _storage(where: JobSpec | str) -> Storage:
     return Storage(where if isinstance(where, str) else where.storage)
-
-
-def _judge(
-    storage: Storage,
-    registry: Registry,
-    version: Version,
-    champion: int | None,
-    rules: PromotionSpec,
-) -> list[Verdict]:
-    try:
-        candidate = gather(storage, registry, version)
-    except ValueError as error:  # its result is not one, as with a metric that is not finite
-        return [Verdict("result", "malformed", "a result", passed=False, why=str(error))]
-    standing = None
-    if champion is not None:
-        try:
-            standing = gather_tested(storage, registry.version(version.model, champion))
-        except ValueError as error:
-            raise PreflightError(
-                f"the champion, version {champion}, cannot be compared with: {error}"
-            ) from None
-    return judge(candidate, standing, rules)
 
 
 def _as_tag(verdict: Verdict) -> str:
@@ -163,9 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     add("--dry-run", action="store_true", help="judge only; write nothing")
     add("--rollback", action="store_true", help="go back to the champion before this one")
+    add("--reconcile", action="store_true", help="settle a champion that was made by hand")
     options = parser.parse_args(arguments)
-    if options.rollback and (options.dry_run or options.version is not None):
-        parser.error("--rollback takes neither --version nor --dry-run")
+    acts = [f"--{name}" for name in ("rollback", "reconcile") if getattr(options, name)]
+    if acts and (len(acts) > 1 or options.dry_run or options.version is not None):
+        parser.error(f"{acts[0]} takes neither --version nor --dry-run, nor any other act")
     if options.overrides and not options.spec:
         parser.error("--set changes a job description; name it with --spec")
     where: JobSpec | str = options.storage or "./runs"
@@ -174,7 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = load_spec(
                 None, config=options.spec, overrides=options.overrides, storage=options.storage
             )
-        if options.rollback:
+        promotion: Promotion | Reconciled
+        if options.reconcile:
+            promotion = reconcile(where, options.model)
+        elif options.rollback:
             promotion = rollback(where, options.model)
         else:
             promotion = promote(where, options.model, options.version, dry_run=options.dry_run)

@@ -1,7 +1,8 @@
 """The audit log of a model: an append-only chain of entries under `<storage>/audit/<model>/`.
 
 Each entry is a file named by its number, created once, with the sha256 of the one before it: none
-can be taken out, altered or slipped in without a trace.
+can be taken out, altered or slipped in without a trace. Where the chain ends is kept apart from it,
+in the model registry, so that its end cannot be cut off either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,8 +21,13 @@ from ray_jobs.errors import DataError
 from ray_jobs.storage import Storage
 from ray_jobs.tracking.exclusive import create
 
-# An intent stands before the alias is moved; promoted, rolled_back or abandoned settles it.
-Event = Literal["intent", "promoted", "rolled_back", "abandoned", "refused", "outrun"]
+# An intent stands before the alias is moved; promoted, rolled_back, reverted or abandoned settles
+# it. moved_by_hand: somebody else has moved the alias, and it stays where it is.
+Move = Literal["promoted", "rolled_back", "reverted"]
+Event = Literal[
+    "intent", "promoted", "rolled_back", "reverted", "abandoned", "refused", "outrun",
+    "moved_by_hand",
+]  # fmt: skip
 _FIRST = "0" * 64  # what the first entry has in place of a digest
 
 
@@ -36,10 +42,18 @@ class Entry(BaseModel):
     by: str  # user@host
     model: str
     event: Event
-    version: int
+    version: int | None  # None: the alias is taken away
     champion: int | None  # that stood before
     intent: int | None = None  # the entry that this one settles
     detail: dict[str, Any] = {}
+
+
+class Anchor(Protocol):
+    """What keeps where the log of a model ends, `<number>:<sha256>`, apart from its files."""
+
+    def audit_head(self, model: str) -> str | None: ...
+
+    def set_audit_head(self, model: str, head: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class AuditLog:
 
     storage: Storage
     model: str
+    anchor: Anchor | None = None  # None: nothing tells whether the end was cut off
 
     def read(self) -> list[Entry]:
         """All entries, once the chain is found whole.
@@ -60,7 +75,7 @@ class AuditLog:
     def append(
         self,
         event: Event,
-        version: int,
+        version: int | None,
         champion: int | None,
         *,
         intent: int | None = None,
@@ -87,10 +102,12 @@ class AuditLog:
             )
             content = entry.model_dump_json(indent=2).encode()
             if create(self.storage, self._path(entry.number), content):
+                self._anchor(entry.number, hashlib.sha256(content).hexdigest())
                 return entry
 
     def _read(self) -> tuple[list[Entry], str]:
         """All entries, and the sha256 of the last one."""
+        number_kept, digest_kept = self._kept()  # before the files: these are never behind it
         entries: list[Entry] = []
         digest = _FIRST
         paths = [p for p in self.storage.list(self._folder) if p.endswith(".json")]
@@ -106,12 +123,28 @@ class AuditLog:
                 raise self._broken(number, "it does not follow from the one before (sha256)")
             entries.append(entry)
             digest = hashlib.sha256(content).hexdigest()
+            if number == number_kept and digest != digest_kept:
+                raise self._broken(number, "it is not the one that the registry knows (sha256)")
+        if len(entries) < number_kept:
+            raise self._broken(number_kept, "it is missing, though the registry knows of it")
         return entries, digest
+
+    def _anchor(self, number: int, digest: str) -> None:
+        """Keep that the log goes at least as far. Of writers at once a later one may be overtaken,
+        or cut off before this: what is kept is behind then, until the next entry."""
+        if self.anchor is not None and self._kept()[0] < number:
+            self.anchor.set_audit_head(self.model, f"{number}:{digest}")
+
+    def _kept(self) -> tuple[int, str]:
+        head = self.anchor.audit_head(self.model) if self.anchor is not None else None
+        number, _, digest = (head or "").partition(":")
+        return (int(number) if number.isdecimal() else 0), digest
 
     def _broken(self, number: int, why: str) -> DataError:
         return DataError(
             f"{self.storage.display(self._path(number))}: entry {number} of the audit log of "
-            f"{self.model!r}: {why}. Restore the folder from a backup"
+            f"{self.model!r}: {why}. Restore the folder from a backup, or name the storage root "
+            "that the model was promoted under"
         )
 
     @property

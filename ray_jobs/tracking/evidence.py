@@ -158,7 +158,7 @@ def _artifact_fault(bundle: Path) -> str | None:
         read_index(bundle)
     except JobFailed as error:
         return str(error)
-    except (ValueError, KeyError, TypeError, AttributeError):  # JSON of another shape
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # another shape
         return f"the model's file {INDEX} is not an index of files"
     return None
 

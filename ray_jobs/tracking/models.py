@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ray_jobs.errors import JobFailed, SpecError
 from ray_jobs.models.bundle_files import INDEX, read_index
 from ray_jobs.storage import Storage
+from ray_jobs.tracking.artifacts import fetch_bundle
 from ray_jobs.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     RUN_ID_TAG,
     answering,
     check_exists,
+    masked,
     quieten,
     tracking_uri,
 )
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
 
-_BUNDLE = "artifacts/bundle"  # where a pyfunc keeps a folder of that name
 _NUM_TOLD = 10  # versions in a message
+_NUM_KEPT = 10  # bundles on this machine, beside those of the last day
+_KEPT_S = 86400.0
+_BUNDLE_NAME = re.compile(r"[0-9a-f]{64}")
 _SILENCE = (
     "did not answer",
     "Look at MLFLOW_TRACKING_URI and the server; then give the same command again",
@@ -93,22 +97,51 @@ def download(model: LocatedModel, folder: Path) -> Path:
     """
     digest = _signed_digest(model)
     target = folder / digest
-    if _is_whole(target):
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f"{uuid.uuid4().hex}.tmp"
-    try:
-        bundle = _fetch(model, staging)
-        _check_index(model, bundle, digest)
-        shutil.rmtree(target, ignore_errors=True)
+    if not _is_whole(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f"{uuid.uuid4().hex}.tmp"
         try:
-            bundle.rename(target)
-        except OSError:  # somebody else was sooner
-            if not _is_whole(target):
-                raise
-        return target
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            bundle = _fetch(model, staging)
+            _check_index(model, bundle, digest)
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                bundle.rename(target)
+            except OSError:  # somebody else was sooner
+                if not _is_whole(target):
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    os.utime(target)  # it was asked for now
+    _prune(folder)
+    return target
+
+
+def _prune(folder: Path) -> None:
+    """Remove the bundles that were not asked for of late, but for the last few and those that a
+    process serves."""
+    old = time.time() - _KEPT_S
+    found = [path for path in folder.iterdir() if _BUNDLE_NAME.fullmatch(path.name)]
+    asked_at = {path: path.stat().st_mtime for path in found if path.exists()}
+    candidates = [
+        path
+        for path in sorted(asked_at, key=asked_at.__getitem__, reverse=True)[_NUM_KEPT:]
+        if asked_at[path] < old
+    ]
+    if not candidates:
+        return
+    served = _served()
+    for path in candidates:
+        if path.name not in served:
+            shutil.rmtree(path, ignore_errors=True)  # another process may do the same
+
+
+def _served() -> str:
+    """The command lines of all processes: a server's names the folder of its model."""
+    import psutil
+
+    return "\n".join(
+        " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+    )
 
 
 # Which version
@@ -124,7 +157,8 @@ def _registered(client: MlflowClient, name: str, uri: str) -> RegisteredModel:
             raise
     names = ", ".join(sorted(model.name for model in client.search_registered_models()))
     raise SpecError(
-        f"no model {name!r} is registered at {uri}; there is {names or 'none: train one first'}"
+        f"no model {name!r} is registered at {masked(uri)}; there is "
+        f"{names or 'none: train one first'}"
     )
 
 
@@ -157,48 +191,14 @@ def _chosen(
 # Its files
 
 
-def _fetch(model: LocatedModel, staging: Path) -> Path:
-    """A copy of the bundle below `staging`, made of plain files."""
+def _fetch(model: LocatedModel, folder: Path) -> Path:
+    """A copy of the bundle, made of plain files."""
     quieten()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
-    from mlflow.artifacts import download_artifacts, list_artifacts
 
     with answering(model.registry, *_SILENCE):
-        root = MlflowClient(model.registry).get_model_version_download_uri(
-            model.name, str(model.version)
-        )
-        uri = f"{root.rstrip('/')}/{_BUNDLE}"
-        if urlsplit(root).scheme in ("", "file"):
-            source = Path(url2pathname(urlsplit(uri).path))
-            is_there = source.is_dir()
-        else:
-            source = None
-            is_there = bool(list_artifacts(artifact_uri=uri, tracking_uri=model.registry))
-        if not is_there:
-            raise JobFailed(
-                f"{model} has no bundle at {uri}: it was deleted, or registered by other means "
-                "than emberline's; name another with --version"
-            )
-        if source is None:  # MLflow refuses to write outside of the folder it is given
-            bundle = Path(
-                download_artifacts(
-                    artifact_uri=uri, dst_path=str(staging), tracking_uri=model.registry
-                )
-            )
-            _check_plain(model, bundle)
-        else:
-            _check_plain(model, source)  # MLflow would follow links
-            bundle = shutil.copytree(source, staging, symlinks=True)
-        return bundle
-
-
-def _check_plain(model: LocatedModel, folder: Path) -> None:
-    """Raise JobFailed if anything in a folder is neither a file nor a folder."""
-    for path in (folder, *sorted(folder.rglob("*"))):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            name = path.relative_to(folder.parent).as_posix()
-            raise JobFailed(f"{model}: {name} is a link or no plain file; nothing of it is loaded")
+        client = MlflowClient(model.registry)
+        return fetch_bundle(client, model.name, str(model.version), folder)
 
 
 def _signed_digest(model: LocatedModel) -> str:
@@ -232,6 +232,6 @@ def _is_whole(bundle: Path) -> bool:
         return False
     try:
         read_index(bundle)
-    except (JobFailed, KeyError, TypeError, ValueError, AttributeError):  # or no index at all
+    except (JobFailed, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return False
     return True

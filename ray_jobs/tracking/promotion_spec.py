@@ -24,3 +24,5 @@ class PromotionSpec(Section):
     max_latency_ms: Positive | None = 1000.0  # of one example, on the machine that promotes
     max_size_mb: Positive | None = 2048.0  # of the model's files, 10^6 bytes
     waive: list[Waivable] = []  # rules whose findings are told and do not refuse
+    # A champion that was made so by hand and that the gate refuses, or an alias that was deleted.
+    moved_by_hand: Literal["revert", "accept"] = "revert"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_jobs.errors import JobFailed, PreflightError, RetryableError, SpecError
+from ray_jobs.errors import PreflightError, RetryableError, SpecError
 from ray_jobs.storage import Storage
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ DATA_DIGEST_TAG, TEST_DIGEST_TAG = "emberline.data_digest", "emberline.test_dige
 GATE_TAG = "emberline.gate"  # followed by the name of a rule
 BUNDLE = "bundle"  # the artifact that is the model
 _TAG_LENGTH = 5000  # of a value: the narrowest column among MLflow's stores
+AUDIT_HEAD_TAG = "emberline.audit_head"  # of the model
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 _FIX = "Once it answers, give the same command again."
 
 
@@ -78,7 +81,12 @@ def answering(uri: str, what: str, fix: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, Boto3Error, BotoCoreError, ClientError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RetryableError(f"MLflow at {uri} {what}: {cause}. {fix}") from error
+        raise RetryableError(masked(f"MLflow at {uri} {what}: {cause}. {fix}")) from error
+
+
+def masked(text: str) -> str:
+    """Without the credentials of the URIs in it, as a database's has them."""
+    return _CREDENTIALS.sub("://***@", text)
 
 
 @dataclass(frozen=True)
@@ -164,16 +172,53 @@ class Registry:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise SpecError(
-                    f"no model {model!r} is registered at {self.uri}; train it first, and look at "
-                    "--storage and MLFLOW_TRACKING_URI"
+                    f"no model {model!r} is registered at {masked(self.uri)}; train it first, and "
+                    "look at --storage and MLFLOW_TRACKING_URI"
                 ) from None
         number = aliases.get(CHAMPION)
         return None if number is None else int(number)
+
+    def has(self, model: str, number: int | None) -> bool:
+        """Whether there is such a version."""
+        from mlflow.exceptions import MlflowException
+
+        if number is None:
+            return False
+        with self._answering():
+            try:
+                self._client.get_model_version(model, str(number))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return False
+        return True
 
     def make_champion(self, model: str, number: int) -> None:
         """Move the alias: one call, so that there is a champion at every moment."""
         with self._answering():
             self._client.set_registered_model_alias(model, CHAMPION, str(number))
+
+    def remove_champion(self, model: str) -> None:
+        """Take the alias away: nothing is the champion then."""
+        with self._answering():
+            self._client.delete_registered_model_alias(model, CHAMPION)
+
+    def audit_head(self, model: str) -> str | None:
+        """What `set_audit_head` kept; None: nothing, or there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        with self._answering():
+            try:
+                return dict(self._client.get_registered_model(model).tags).get(AUDIT_HEAD_TAG)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+    def set_audit_head(self, model: str, head: str) -> None:
+        """Keep where the audit log of a model ends, apart from its files."""
+        with self._answering():
+            self._client.set_registered_model_tag(model, AUDIT_HEAD_TAG, head)
 
     def metrics(self, version: Version) -> dict[str, float]:
         """What the version's run scored: `test.f1` and the like; NaN where MLflow has NaN."""
@@ -192,18 +237,12 @@ class Registry:
         """Copy the model's bundle into a folder; where it is then.
 
         Raises:
-            JobFailed: it was deleted.
+            JobFailed: it was deleted, holds a link, or is too large.
         """
-        from mlflow.artifacts import download_artifacts, list_artifacts
+        from ray_jobs.tracking.artifacts import fetch_bundle
 
-        name, number = version.model, str(version.number)
         with self._answering():
-            source = f"{self._client.get_model_version_download_uri(name, number)}/artifacts"
-            found = list_artifacts(artifact_uri=source, tracking_uri=self.uri)
-            if BUNDLE not in {file.path.rpartition("/")[2] for file in found}:
-                raise JobFailed(f"the model's files are gone from {source}; register it again")
-            uri = f"{source}/{BUNDLE}"
-            return Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=self.uri))
+            return fetch_bundle(self._client, version.model, str(version.number), folder / BUNDLE)
 
     def _numbers(self, model: str) -> str:
         """The versions that there are, the newest first."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.errors import PreflightError
 from ray_jobs.events import read_events
 from ray_jobs.members import read_history
+from ray_jobs.monitoring.reference import complete_bundle
 from ray_jobs.result import JobResult, MemberResult, Metrics, RegisteredModel
 from ray_jobs.run import REPORT, Run
 from ray_jobs.sweeping.records import RESULT as SWEEP
@@ -267,6 +268,7 @@ def _log_model(
         folder = Path(scratch) / BUNDLE
         folder.mkdir()
         form = run.workload.write_model(run, result, folder)
+        complete_bundle(run, result.data, folder)
         statement = Statement(model_name, run.run_id, index_digest(folder))
         tags = {
             RUN_ID_TAG: run.run_id,

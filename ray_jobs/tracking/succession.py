@@ -5,13 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ray_jobs.errors import PreflightError, RetryableError
 from ray_jobs.storage import Storage
-from ray_jobs.tracking.audit import AuditLog, Entry, Event
+from ray_jobs.tracking.audit import AuditLog, Entry, Event, Move
 from ray_jobs.tracking.lease import Lease, hold
 from ray_jobs.tracking.registry import Registry
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is the champion: as the registry has it, and as the audit log has it."""
+
+    champion: int | None
+    audited: int | None
+
+    @property
+    def is_moved_by_hand(self) -> bool:
+        return self.champion != self.audited
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Succession:
 
     @property
     def log(self) -> AuditLog:
-        return AuditLog(self.storage, self.model)
+        return AuditLog(self.storage, self.model, self.registry)
 
     def advance(self, version: int, *, seen: int | None, detail: Mapping[str, Any] = {}) -> bool:
         """Make a version the champion if that is still `seen`: compare and set. False if it is the
@@ -39,9 +51,11 @@ class Succession:
             RetryableError: another version has become the champion, too.
         """
         with hold(self.storage, self.model) as lease:
-            self._settle()
-            champion = self.registry.champion(self.model)
+            standing = self._settled()
+            champion = standing.champion
             if champion == version:
+                if standing.is_moved_by_hand:  # while it was judged
+                    self.log.append("moved_by_hand", version, standing.audited, detail=detail)
                 return False
             if champion != seen:
                 self.log.append("outrun", version, champion)
@@ -60,8 +74,8 @@ class Succession:
             PreflightError: there was none before.
         """
         with hold(self.storage, self.model) as lease:
-            self._settle()
-            champion = self.registry.champion(self.model)
+            standing = self._settled()
+            champion = standing.champion
             line = line_of(self.log.read())
             if line and line[-1] == champion:  # else it was moved by hand: the log's last is next
                 line.pop()
@@ -71,21 +85,50 @@ class Succession:
                     f"none to go back to; promote one: emberline promote {self.model} --version N"
                 )
             target = self.registry.version(self.model, line[-1]).number  # whether it is there
+            if standing.is_moved_by_hand:
+                self.log.append("moved_by_hand", champion, standing.audited)
             self._move(lease, target, champion, "rolled_back")
         return target, champion
 
-    def settle(self) -> None:
-        """Write down what became of a move whose mover was cut off."""
-        if unsettled(self.log.read()) is not None:
-            with hold(self.storage, self.model):
-                self._settle()
+    def look(self) -> Standing:
+        """Who is the champion. What became of a move whose mover was cut off is written down."""
+        entries = self.log.read()
+        standing = Standing(self.registry.champion(self.model), audited_champion(entries))
+        if unsettled(entries) is None and not standing.is_moved_by_hand:
+            return standing
+        with hold(self.storage, self.model):  # else it may be a move that is under way
+            return self._settled()
+
+    def glance(self) -> Standing:
+        """As `look`, but nothing is written; a move that is under way counts as made."""
+        entries = self.log.read()
+        champion, intent = self.registry.champion(self.model), unsettled(entries)
+        if intent is not None and intent.version == champion:
+            return Standing(champion, champion)
+        return Standing(champion, audited_champion(entries))
+
+    def accept(self, seen: Standing, detail: Mapping[str, Any]) -> bool:
+        """Write down a move that was made by hand; False if that is not how it stands any more."""
+        with hold(self.storage, self.model):
+            if self._settled() != seen:
+                return False
+            self.log.append("moved_by_hand", seen.champion, seen.audited, detail=detail)
+        return True
+
+    def revert(self, seen: Standing, to: int | None, detail: Mapping[str, Any]) -> bool:
+        """Undo a move that was made by hand; False if that is not how it stands any more."""
+        with hold(self.storage, self.model) as lease:
+            if self._settled() != seen:
+                return False
+            self._move(lease, to, seen.champion, "reverted", detail)
+        return True
 
     def _move(
         self,
         lease: Lease,
-        version: int,
+        version: int | None,
         champion: int | None,
-        event: Literal["promoted", "rolled_back"],
+        event: Move,
         detail: Mapping[str, Any] = {},
     ) -> None:
         """Say what is meant, do it, say that it is done: who is cut off between is settled by the
@@ -93,23 +136,28 @@ class Succession:
         log = self.log
         intent = log.append("intent", version, champion, detail={"to": event, **detail})
         lease.check()
-        self.registry.make_champion(self.model, version)
+        if version is None:
+            self.registry.remove_champion(self.model)
+        else:
+            self.registry.make_champion(self.model, version)
         log.append(event, version, champion, intent=intent.number)
 
-    def _settle(self) -> None:
+    def _settled(self) -> Standing:
+        """How it stands, under the lease, once what was cut off is written down."""
         log = self.log
-        intent = unsettled(log.read())
-        if intent is None:
-            return
-        is_done = self.registry.champion(self.model) == intent.version
-        event: Event = intent.detail["to"] if is_done else "abandoned"
-        log.append(
-            event,
-            intent.version,
-            intent.champion,
-            intent=intent.number,
-            detail={"settled_by_the_next": True},
-        )
+        entries = log.read()
+        champion, intent = self.registry.champion(self.model), unsettled(entries)
+        if intent is not None:
+            event: Event = intent.detail["to"] if champion == intent.version else "abandoned"
+            entry = log.append(
+                event,
+                intent.version,
+                intent.champion,
+                intent=intent.number,
+                detail={"settled_by_the_next": True},
+            )
+            entries = [*entries, entry]
+        return Standing(champion, audited_champion(entries))
 
 
 def unsettled(entries: list[Entry]) -> Entry | None:
@@ -119,15 +167,22 @@ def unsettled(entries: list[Entry]) -> Entry | None:
     return intents[-1] if intents and intents[-1].number not in settled else None
 
 
+def audited_champion(entries: list[Entry]) -> int | None:
+    """The champion by what was written down last."""
+    made = ("promoted", "rolled_back", "reverted", "moved_by_hand")
+    return next((entry.version for entry in reversed(entries) if entry.event in made), None)
+
+
 def line_of(entries: list[Entry]) -> list[int]:
     """The champions up to now, the latest last; what was rolled back is not among them."""
     line: list[int] = []
     for entry in entries:
-        if entry.event == "promoted":
-            # One that was made champion by hand stands in no entry but the next one's.
-            if entry.champion is not None and line[-1:] != [entry.champion]:
-                line.append(entry.champion)
-            line.append(entry.version)
+        if entry.event in ("promoted", "moved_by_hand"):
+            # One that was made champion by hand may stand in no entry but the next one's.
+            before = [entry.champion] if entry.event == "promoted" else []
+            for version in (*before, entry.version):
+                if version is not None and line[-1:] != [version]:
+                    line.append(version)
         elif entry.event == "rolled_back":
             while line[-1] != entry.version:
                 line.pop()

@@ -350,6 +350,6 @@ def test_what_is_not_there_is_named(root: Path) -> None:
 def test_a_model_whose_files_are_gone(root: Path, restored: Path) -> None:
     shutil.rmtree(restored)
     try:
-        assert "the model's files are gone from" in refusal(root, 1)["artifact"]
+        assert "fire version 1 has no bundle at " in refusal(root, 1)["artifact"]
     finally:
         restored.mkdir()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import mlflow
 import pytest
 
 import ray_jobs
-from pipelines.serving import fetch
+from ray_jobs.deployments.release import fetch
 from ray_jobs.errors import JobFailed, RetryableError, SpecError
 from ray_jobs.serving.model import load_model
 from ray_jobs.storage import Storage
@@ -199,8 +200,32 @@ def test_a_copy_that_was_spoiled_is_fetched_anew(
 
 
 def test_models_lie_beside_the_runs(registry: Path) -> None:
-    model, folder = fetch(str(registry), "fire", "3")
-    assert (model.version, folder.parent) == (3, registry / ".models")
+    release = fetch(Storage(str(registry)), "fire", "3")
+    assert (release.model.version, release.bundle.parent) == (3, registry / ".models")
+
+
+def test_of_what_lies_there_the_newest_are_kept(storage: Storage, tmp_path: Path) -> None:
+    """And what a process serves."""
+    for number in range(12):
+        old = tmp_path / f"{number:064x}"
+        (old / "members").mkdir(parents=True)
+        os.utime(old, (number, number))
+    (tmp_path / "notes").mkdir()
+    served = tmp_path / f"{0:064x}"
+    yesterday = time.time() - 2 * 86400
+    recent = tmp_path / f"{1:064x}"
+    os.utime(recent)
+    with subprocess.Popen([sys.executable, "-c", "input()", "--model", str(served)],
+                          stdin=subprocess.PIPE) as server:  # fmt: skip
+        try:
+            folder = download(find_model(storage, "fire"), tmp_path)
+        finally:
+            server.kill()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {folder.name, "notes", *(f"{number:064x}" for number in (0, 1, *range(4, 12)))}
+    os.utime(folder, (yesterday, yesterday))
+    download(find_model(storage, "fire"), tmp_path)
+    assert folder.stat().st_mtime > yesterday + 86400  # it counts from when it was asked for
 
 
 # Poisoned models

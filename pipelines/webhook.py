@@ -1,0 +1,35 @@
+"""`emberline webhook`: a moved alias in MLflow's registry becomes a deployment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ray_jobs import webhook
+
+if TYPE_CHECKING:
+    from ray_jobs.sections import JobSpec
+
+
+def receive(
+    where: JobSpec | str,
+    models: Sequence[str],
+    target: str,
+    host: str,
+    port: int,
+    *,
+    register: bool = False,
+    url: str | None = None,
+) -> int:
+    """As `ray_jobs.webhook.receive`; its progress goes to stderr."""
+    return webhook.receive(
+        where,
+        models,
+        target=target,
+        host=host,
+        port=port,
+        register=register,
+        url=url,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
