@@ -25,7 +25,8 @@ from ray_jobs.serving.errors import RequestError
 from ray_jobs.serving.media_types import choose_answer_type, parse_media_type
 from ray_jobs.serving.metrics import CONTENT_TYPE
 from ray_jobs.serving.openapi import describe
-from ray_jobs.serving.service import Service
+from ray_jobs.serving.routing import REQUEST_ID, VARIANT, request_id_of
+from ray_jobs.serving.service import Exchange, Service
 from ray_jobs.versions import versions
 
 
@@ -49,6 +50,7 @@ def create_app(service: Service) -> Starlette:
             "version": model.version,
             "workload": model.workload,
             "digest": model.digest,
+            "variants": _variants(service),
             "versions": await asyncio.to_thread(_versions),
         }
         return JSONResponse(about)
@@ -57,7 +59,7 @@ def create_app(service: Service) -> Starlette:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     async def openapi(_: Request) -> Response:
-        return JSONResponse(describe(service.model))
+        return JSONResponse(describe(service.model, [*service.variants]))
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -68,7 +70,6 @@ def create_app(service: Service) -> Starlette:
         return JSONResponse(_error(error.detail), error.status_code, error.headers)
 
     async def failed(_: Request, error: Exception) -> Response:
-        service.metrics.requests.labels("500").inc()
         return JSONResponse(_error("the model failed; the server's log says how"), 500)
 
     return Starlette(
@@ -91,6 +92,23 @@ def create_app(service: Service) -> Starlette:
 _versions = cache(versions)  # git is asked
 
 
+def _variants(service: Service) -> list[dict[str, Any]]:
+    """Each model, and its share of the answers; the champion first."""
+    settings = service.challenger
+    is_shadow = settings is not None and settings.mode == "shadow"
+    split = 0.0 if settings is None or is_shadow else settings.weight
+    return [
+        {
+            "variant": role,
+            "version": variant.model.version,
+            "digest": variant.model.digest,
+            "weight": split if role == "challenger" else 1 - split,
+            "is_shadow": is_shadow and role == "challenger",
+        }
+        for role, variant in service.variants.items()
+    ]
+
+
 def _error(message: str) -> dict[str, str]:
     return {"error": message}
 
@@ -106,10 +124,10 @@ class _Invocations:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = time.perf_counter()
+        service, exchange = self._service, Exchange(time.perf_counter())
         headers = {}
         try:
-            body, media_type = await self._answer(dict(scope["headers"]), receive)
+            body, media_type = await self._answer(exchange, dict(scope["headers"]), receive)
             status = 200
         except RequestError as error:
             status, media_type = error.status, "application/json"
@@ -118,27 +136,38 @@ class _Invocations:
                 headers["retry-after"] = "1"
         except _Disconnected:
             return
-        self._service.metrics.requests.labels(str(status)).inc()
-        self._service.metrics.request_seconds.observe(time.perf_counter() - start)
+        except Exception:  # answered by `failed`
+            service.finish(exchange, 500, time.perf_counter() - exchange.start)
+            raise
+        seconds = time.perf_counter() - exchange.start
         headers |= {"content-type": media_type, "content-length": str(len(body))}
+        if exchange.request_id is not None:
+            headers[REQUEST_ID] = exchange.request_id
+        if exchange.variant is not None:
+            headers[VARIANT] = exchange.variant.role
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
+        service.finish(exchange, status, seconds)
 
-    async def _answer(self, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, str]:
+    async def _answer(
+        self, exchange: Exchange, headers: Mapping[bytes, bytes], receive: Receive
+    ) -> tuple[bytes, str]:
         service = self._service
-        scorer = service.model.scorer
+        exchange.request_id = request_id_of(headers)
+        exchange.variant = variant = service.route(exchange.request_id)
+        scorer = variant.model.scorer
         with service.admit():
-            body = None
             try:
                 async with asyncio.timeout(service.limits.timeout_s):
-                    media_type = parse_media_type(headers, scorer.media_types)
+                    exchange.media_type = parse_media_type(headers, scorer.media_types)
                     answer_type = choose_answer_type(headers, scorer.answer_types)
-                    body = await _read(receive, service.limits.max_body_bytes)
-                    return await service.answer(body, media_type, answer_type), answer_type
+                    exchange.body = await _read(receive, service.limits.max_body_bytes)
+                    exchange.scored = await variant.score(exchange.body, exchange.media_type)
+                    return await variant.render(exchange.scored, answer_type), answer_type
             except TimeoutError:
                 seconds = f"{service.limits.timeout_s:g} s"
-                if body is None:
+                if exchange.body is None:
                     raise RequestError(408, f"the body did not come within {seconds}") from None
                 raise RequestError(504, f"no answer within {seconds}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,35 @@ def endings(workload: str) -> tuple[str, ...]:
     return tuple(sorted(EXTENSIONS)) if workload == "waste" else TABLES
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Some rows of a file, or a picture, and the model's answer."""
+
+    inputs: Any
+    answer: Any
+    places: list[dict[str, Any]]  # of each prediction: its `file` and, of a row, its `row`
+
+
 def predict_files(
     model: Model, folder: Path, files: Sequence[DataFile], faults: Faults
 ) -> Iterator[list[Prediction]]:
     """Predictions, some at once, in the order of the files and their rows. Each has its `file`
     and, unless it is of a picture, its `row`, counted from 1 without the header.
 
-    A row of fire stands alone; each file of gcode is one run.
+    Args and errors are those of `score_files`.
+    """
+    for scored in score_files(model, folder, files, faults):
+        said = json.loads(model.scorer.render(scored.answer, JSON, model.version))["predictions"]
+        yield [{**one, **place} for one, place in zip(said, scored.places, strict=True)]
+
+
+def score_files(
+    model: Model, folder: Path, files: Sequence[DataFile], faults: Faults
+) -> Iterator[Scored]:
+    """Answers, for some rows at once, in the order of the files and their rows.
+
+    A row of fire stands alone; each file of gcode is one run, of which some last rows are the first
+    of the next inputs, too.
 
     Args:
         folder: of the model's bundle.
@@ -58,7 +81,7 @@ def predict_files(
 
 def _of_rows(
     model: Model, file: DataFile, columns: Columns, window: int, faults: Faults
-) -> Iterator[list[Prediction]]:
+) -> Iterator[Scored]:
     """Of each row that ends `window` of them."""
     carried: list[Row] = []
     num_rows, num_faults = 0, faults.num
@@ -71,11 +94,8 @@ def _of_rows(
             inputs = _parse(model, rows, columns, window) if rows else None
         num_rows += len(rows) - len(carried)
         if len(rows) >= window:
-            said = _said(model, model.scorer.score([inputs])[0])
-            yield [
-                {**one, "file": file.name, "row": row.number}
-                for one, row in zip(said, rows[window - 1 :], strict=True)
-            ]
+            places = [{"file": file.name, "row": row.number} for row in rows[window - 1 :]]
+            yield Scored(inputs, model.scorer.score([inputs])[0], places)
         carried = rows[max(0, len(rows) - window + 1) :]
     if window > 1 and num_rows < window:
         faults.add(file.name, f": a window has {window} rows, but there are {num_rows}")
@@ -109,9 +129,7 @@ def _body(rows: Sequence[Row], columns: Columns) -> bytes:
     return json.dumps({"dataframe_split": table}).encode()
 
 
-def _of_pictures(
-    model: Model, files: Sequence[DataFile], faults: Faults
-) -> Iterator[list[Prediction]]:
+def _of_pictures(model: Model, files: Sequence[DataFile], faults: Faults) -> Iterator[Scored]:
     for start in range(0, len(files), _PICTURES_AT_ONCE):
         names, pictures = [], []
         for file in files[start : start + _PICTURES_AT_ONCE]:
@@ -123,11 +141,8 @@ def _of_pictures(
                 names.append(file.name)
         if pictures:
             answers = model.scorer.score(pictures)
-            yield [
-                {**one, "file": name}
-                for name, answer in zip(names, answers, strict=True)
-                for one in _said(model, answer)
-            ]
+            for name, picture, answer in zip(names, pictures, answers, strict=True):
+                yield Scored(picture, answer, [{"file": name}])
 
 
 def _content(file: DataFile) -> bytes:
@@ -136,7 +151,3 @@ def _content(file: DataFile) -> bytes:
             return stream.read()
     except OSError as error:
         raise unreadable(file.name, error) from None
-
-
-def _said(model: Model, answer: Any) -> list[Prediction]:
-    return json.loads(model.scorer.render(answer, JSON, model.version))["predictions"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ray_jobs.bundle import Bundle, Predictor, load_bundle
 from ray_jobs.data.dataset import Rows
 from ray_jobs.models.sklearn_member import SklearnMember
+from ray_jobs.monitoring.observation import Observation
 from ray_jobs.serving.errors import BadInput
 from ray_jobs.serving.scorer import CSV, JSON, Limits
 from ray_jobs.serving.table_schemas import csv_schema, json_schema
@@ -84,6 +85,11 @@ class FireScorer:
 
     def example(self) -> Readings:
         return Readings(np.zeros((1, len(self._columns.names)), np.float32))
+
+    def observe(self, inputs: Readings, answer: Verdicts | None) -> Observation:
+        features = dict(zip(self._columns.names, inputs.x.T.tolist(), strict=True))
+        outputs = {} if answer is None else {"probability": answer.probability.tolist()}
+        return Observation(features, outputs)
 
     def request_content(self) -> dict[str, Any]:
         params = {"as_history": {"type": "boolean", "default": False}}

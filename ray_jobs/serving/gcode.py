@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ray_jobs.data.machine_logs.gcode import PARAMETERS
 from ray_jobs.gcode_metrics import GcodeLines
 from ray_jobs.models.gcode_bundle import GcodeBundle, load_gcode_bundle
+from ray_jobs.monitoring.observation import Observation
 from ray_jobs.ray_runtime import available_cpus
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.serving.errors import BadInput
@@ -89,6 +90,17 @@ class GcodeScorer:
     def example(self) -> RunRows:
         frame = self._bundle.frame
         return RunRows(np.full((frame.window, len(frame.features)), np.nan))
+
+    def observe(self, inputs: RunRows, answer: GcodeLines | None) -> Observation:
+        cells = inputs.x.astype(object)
+        cells[np.isnan(inputs.x)] = None
+        features = dict(zip(self._columns.names, cells.T.tolist(), strict=True))
+        if answer is None:
+            return Observation(features, {})
+        commands = [self._bundle.frame.commands[command] for command in answer.command.tolist()]
+        letters = np.array(PARAMETERS, object)
+        parameters = ["".join(letters[is_set]) or "none" for is_set in answer.param_type]
+        return Observation(features, {"command": commands, "parameters": parameters})
 
     def request_content(self) -> dict[str, Any]:
         cell = {"type": ["number", "null"]}

@@ -90,17 +90,26 @@ def _workload(index: dict[str, Any]) -> str:
     return workload
 
 
-def _check_files(folder: Path, files: Any) -> None:
-    """Refuse what leads out of the folder, and what the index does not name; digests are compared
-    by whoever loads."""
+def check_names(files: Any) -> None:
+    """Refuse an index whose files lead out of its folder.
+
+    Raises:
+        JobFailed: one does, or has no sha256; names it.
+    """
     if not isinstance(files, dict) or not all(
         isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in files.values()
     ):
         raise JobFailed(f"the model's file {INDEX} has no sha256 of each file")
     for name in files:
         place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts or str(place) != name:
+        if place.is_absolute() or ".." in place.parts or str(place) != name or "\0" in name:
             raise JobFailed(f"the model's file {name} is not within its folder")
+
+
+def _check_files(folder: Path, files: Any) -> None:
+    """Refuse what leads out of the folder, and what the index does not name; digests are compared
+    by whoever loads."""
+    check_names(files)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray_jobs.serving.model import Model
+from ray_jobs.serving.routing import REQUEST_ID, VARIANT
 from ray_jobs.serving.scorer import JSON
 
 _REFUSALS = {
-    "400": "The body is no CSV or JSON of the shapes that are taken.",
+    "400": "The body is no CSV or JSON of the shapes that are taken, or the request's id is no id.",
     "406": "None of the accepted media types can be given.",
     "408": "The body did not come in time.",
     "413": "The body, or its number of rows, is too large.",
@@ -18,10 +20,15 @@ _REFUSALS = {
     "503": "The model is being loaded.",
     "504": "There was no answer in time.",
 }
+_ID = {"type": "string", "pattern": "^[!-~]{1,128}$"}
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """The description of an app that serves this model."""
+def describe(model: Model, roles: Sequence[str] = ("champion",)) -> dict[str, Any]:
+    """The description of an app that serves this model.
+
+    Args:
+        roles: of the variants that there are.
+    """
     scorer = model.scorer
     refusal = _content({"$ref": "#/components/schemas/Error"})
     predictions = {
@@ -35,6 +42,14 @@ def describe(model: Model) -> dict[str, Any]:
     }
     invoke = {
         "summary": "Predictions of rows.",
+        "parameters": [
+            {
+                "name": REQUEST_ID,
+                "in": "header",
+                "description": "The request's id, by which it is given to a variant and recorded.",
+                "schema": _ID,
+            }
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -43,12 +58,23 @@ def describe(model: Model) -> dict[str, Any]:
             },
         },
         "responses": {
-            "200": {"description": "A prediction for each row.", "content": answered},
+            "200": {
+                "description": "A prediction for each row.",
+                "headers": {
+                    REQUEST_ID: {"description": "The id, or a new one.", "schema": _ID},
+                    VARIANT: {
+                        "description": "Which variant answers.",
+                        "schema": {"type": "string", "enum": list(roles)},
+                    },
+                },
+                "content": answered,
+            },
             **{code: {"description": why, **refusal} for code, why in _REFUSALS.items()},
         },
     }
     state = _content({"type": "object", "properties": {"status": {"type": "string"}}})
-    about = _content({"type": "object", "required": ["name", "version", "workload", "digest"]})
+    told = ["name", "version", "workload", "digest", "variants"]
+    about = _content({"type": "object", "required": told})
     not_yet = {"503": {"description": _REFUSALS["503"], **refusal}}
     return {
         "openapi": "3.1.0",

@@ -6,6 +6,8 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from ray_jobs.monitoring.observation import Observation
+
 JSON, CSV = "application/json", "text/csv"
 
 
@@ -55,6 +57,10 @@ class Scorer(Protocol[Inputs, Answer]):
 
     def example(self) -> Inputs:
         """An input of one row, to warm the model up with."""
+        ...
+
+    def observe(self, inputs: Inputs, answer: Answer | None) -> Observation:
+        """What is watched of a request and its answer; None: of the request alone."""
         ...
 
     def request_content(self) -> dict[str, Any]:

@@ -1,47 +1,80 @@
-"""Service: one model behind a queue. It loads and scores in a thread of its own."""
+"""Service: the champion, and maybe a challenger beside it, behind one queue."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from ray_jobs.serving.batching import Batcher
-from ray_jobs.serving.errors import BadInput, RequestError
-from ray_jobs.serving.metrics import Metrics
+from ray_jobs.monitoring.recorder import Recorder
+from ray_jobs.monitoring.records import Record
+from ray_jobs.serving.errors import RequestError
+from ray_jobs.serving.metrics import Metrics, VariantMetrics
 from ray_jobs.serving.model import Model
-from ray_jobs.serving.scorer import Limits
+from ray_jobs.serving.routing import Role, is_chosen
+from ray_jobs.serving.variants import Challenger, Scored, Variant, check_fit, new_thread, warm
 
-_QUICK_BYTES = 64 << 10  # of a body that is parsed sooner than it is handed to another thread
-_QUICK_ROWS = 256  # of an answer that is written sooner than handed over
 _NUM_PARSERS = 2
+_MAX_SHADOWS = 64  # requests that a shadow has not answered yet
+_MAX_SHADOW_BYTES = 64 << 20  # of their bodies, which are held
+_WAITING_ROWS = 4  # times the most of a request: held until they are recorded
 
 State = Literal["loading", "ready", "draining"]
+
+
+@dataclass
+class Exchange:
+    """A request as it comes to be known, and when it began."""
+
+    start: float  # of time.perf_counter
+    request_id: str | None = None  # None: none that is valid
+    variant: Variant | None = None  # who is to answer; None: nobody can yet
+    body: bytes | None = None
+    media_type: str = ""
+    scored: Scored | None = None
 
 
 class Service:
     """Answers the bodies of requests with the bodies of answers.
 
     Args:
-        load: gives the model; called in the scoring thread.
+        load: gives the champion; called in its scoring thread.
         limits: fields of Limits that differ from the model's own.
+        challenger: another model for the same requests.
+        recorder: keeps requests and answers; started and closed here.
     """
 
-    def __init__(self, load: Callable[[], Model], limits: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        limits: Mapping[str, Any] | None = None,
+        *,
+        challenger: Challenger | None = None,
+        recorder: Recorder | None = None,
+    ):
         self.metrics = Metrics()
         self.loading: asyncio.Task[None]
-        self._load_model, self._limits = load, dict(limits or {})
-        self._model: Model | None = None
+        self.challenger = challenger
+        self._recorder = recorder
+        self._limits = dict(limits or {})
+        self._loads: dict[Role, Callable[[], Model]] = {"champion": load}
+        if challenger is not None:
+            self._loads["challenger"] = challenger.load
+        self._threads = {role: new_thread(role) for role in self._loads}
+        self._parsers = ThreadPoolExecutor(_NUM_PARSERS, thread_name_prefix="parsing")
+        self._variants: dict[Role, Variant] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._shadow_bytes = 0
         self._is_draining = False
         self._in_flight = 0
-        # One, for a model is not made to be called by several threads at once.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        self._parsers = ThreadPoolExecutor(_NUM_PARSERS, thread_name_prefix="parsing")
 
     # Life
 
@@ -51,29 +84,30 @@ class Service:
 
     async def _load(self) -> None:
         loop = asyncio.get_running_loop()
-        model, limits = await loop.run_in_executor(self._thread, self._warm_model)
-        self.limits = limits
-        self._batcher: Batcher[Any, Any] = Batcher(
-            model.scorer.score,
-            self._thread,
-            max_batch_rows=limits.max_batch_rows,
-            max_wait_s=limits.max_wait_s,
-            observe=self.metrics.observe_batch,
-        )
-        labels = (model.name, model.version, model.workload, model.digest)
-        self.metrics.model.labels(*labels).set(1)
-        self._model = model
-        self.metrics.ready.set(self.state == "ready")
-
-    def _warm_model(self) -> tuple[Model, Limits]:
-        model = self._load_model()
-        scorer = model.scorer
-        _set_num_threads(scorer.num_threads)
-        scorer.render(scorer.score([scorer.example()])[0], scorer.answer_types[0], model.version)
+        models = {
+            role: await loop.run_in_executor(self._threads[role], warm, load)
+            for role, load in self._loads.items()
+        }
+        champion = models["champion"]
+        if "challenger" in models:
+            check_fit(champion, models["challenger"])
         # What is there now stays: looking it through for garbage would hold up a request.
         gc.collect()
         gc.freeze()
-        return model, replace(scorer.limits, **self._limits)
+        self.limits = replace(champion.scorer.limits, **self._limits)
+        if self._recorder is not None:
+            self._recorder.start(
+                max_waiting_rows=_WAITING_ROWS * self.limits.max_rows,
+                count=lambda outcome: self.metrics.records.labels(outcome).inc(),
+            )
+        self._variants = {role: self._variant(role, model) for role, model in models.items()}
+        self.metrics.ready.set(self.state == "ready")
+
+    def _variant(self, role: Role, model: Model) -> Variant:
+        labels = (model.name, model.version, model.workload, model.digest, role)
+        self.metrics.model.labels(*labels).set(1)
+        metrics = VariantMetrics(self.metrics, role)
+        return Variant(role, model, self.limits, self._threads[role], self._parsers, metrics)
 
     def drain(self) -> None:
         """Say to /ping that no more requests are wanted; those that come are still answered."""
@@ -81,31 +115,57 @@ class Service:
         self.metrics.ready.set(0)
 
     def close(self) -> None:
+        """End. What was recorded is written first."""
         self.loading.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._parsers.shutdown(wait=False, cancel_futures=True)
+        for shadow in self._shadows:
+            shadow.cancel()
+        for thread in (*self._threads.values(), self._parsers):
+            thread.shutdown(wait=False, cancel_futures=True)
+        if self._recorder is not None:
+            self._recorder.close()
         gc.unfreeze()
 
     @property
     def state(self) -> State:
         if self._is_draining:
             return "draining"
-        return "loading" if self._model is None else "ready"
+        return "ready" if self._variants else "loading"
+
+    @property
+    def variants(self) -> Mapping[Role, Variant]:
+        """The champion, and the challenger where there is one.
+
+        Raises:
+            RequestError: they are still being loaded.
+        """
+        if not self._variants:
+            raise RequestError(
+                503, "the model is still being loaded; ask again when /ping says 200"
+            )
+        return self._variants
 
     @property
     def model(self) -> Model:
-        """The model.
+        """The champion.
 
         Raises:
             RequestError: it is still being loaded.
         """
-        if self._model is None:
-            raise RequestError(
-                503, "the model is still being loaded; ask again when /ping says 200"
-            )
-        return self._model
+        return self.variants["champion"].model
 
     # Requests
+
+    def route(self, request_id: str) -> Variant:
+        """Who is to answer a request.
+
+        Raises:
+            RequestError: nobody can yet.
+        """
+        variants, settings = self.variants, self.challenger
+        if settings is None or settings.mode == "shadow":
+            return variants["champion"]
+        is_other = is_chosen(request_id, settings.weight, "split")
+        return variants["challenger" if is_other else "champion"]
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -126,35 +186,89 @@ class Service:
             self._in_flight -= 1
             self.metrics.in_flight.set(self._in_flight)
 
-    async def answer(self, body: bytes, media_type: str, answer_type: str) -> bytes:
-        """The answer to a request.
+    def finish(self, exchange: Exchange, status: int, seconds: float) -> None:
+        """Count and record an answer, and ask the shadow.
 
-        Raises:
-            RequestError: its body cannot be scored.
+        Args:
+            seconds: from the request's first byte to its answer.
         """
-        model = self.model
-        scorer, loop = model.scorer, asyncio.get_running_loop()
-        if scorer.parses_slowly or len(body) > _QUICK_BYTES:
-            inputs = await loop.run_in_executor(self._parsers, scorer.parse, body, media_type)
+        variant = exchange.variant
+        if variant is None or exchange.request_id is None:
+            self.metrics.requests.labels(str(status), "none").inc()
+            return
+        variant.metrics.observe_request(status, seconds)
+        self._record(exchange, variant, status, seconds)
+        # Of what was refused the shadow would say the same; who is overloaded is not asked twice.
+        if self._has_shadow and status in (200, 500) and exchange.body is not None:
+            self._ask_shadow(exchange, exchange.request_id, exchange.body)
+
+    # The shadow
+
+    @property
+    def _has_shadow(self) -> bool:
+        return self.challenger is not None and self.challenger.mode == "shadow"
+
+    def _ask_shadow(self, exchange: Exchange, request_id: str, body: bytes) -> None:
+        assert self.challenger is not None
+        if not is_chosen(request_id, self.challenger.weight, "shadow"):
+            return
+        num_bytes = self._shadow_bytes + len(body)
+        if len(self._shadows) >= _MAX_SHADOWS or (self._shadows and num_bytes > _MAX_SHADOW_BYTES):
+            self.metrics.shadow_requests.labels("dropped").inc()
+            return
+        task = asyncio.create_task(self._shadow(exchange, body))
+        self._shadows.add(task)
+        self._shadow_bytes = num_bytes
+        task.add_done_callback(lambda done: self._forget(done, len(body)))
+
+    def _forget(self, shadow: asyncio.Task[None], num_bytes: int) -> None:
+        self._shadows.discard(shadow)
+        self._shadow_bytes -= num_bytes
+
+    async def _shadow(self, exchange: Exchange, body: bytes) -> None:
+        variant = self._variants["challenger"]
+        asked = replace(exchange, start=time.perf_counter(), variant=variant, scored=None)
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                asked.scored = await variant.score(body, exchange.media_type)
+            status = 200
+        except RequestError as error:
+            status = error.status
+        except TimeoutError:
+            status = 504
+        except Exception:  # as of an answer: it is told here, for nobody waits for this one
+            traceback.print_exc(file=sys.stderr)
+            status = 500
+        self.metrics.shadow_requests.labels(str(status)).inc()
+        self._record(asked, variant, status, time.perf_counter() - asked.start, is_shadow=True)
+
+    # Records
+
+    def _record(
+        self,
+        exchange: Exchange,
+        variant: Variant,
+        status: int,
+        seconds: float,
+        *,
+        is_shadow: bool = False,
+    ) -> None:
+        recorder, request_id, scored = self._recorder, exchange.request_id, exchange.scored
+        if recorder is None or request_id is None or not recorder.wants(request_id):
+            return
+        scorer = variant.model.scorer
+        record = Record(
+            time=datetime.now(UTC),
+            request_id=request_id,
+            variant=variant.role,
+            is_shadow=is_shadow,
+            version=variant.model.version,
+            digest=variant.model.digest,
+            status=status,
+            seconds=seconds,
+            num_rows=0 if scored is None else len(scored.inputs),
+        )
+        if scored is None:
+            recorder.offer(record)
         else:
-            inputs = scorer.parse(body, media_type)
-        num_rows = len(inputs)
-        if num_rows > self.limits.max_rows:
-            raise BadInput(
-                f"{num_rows} rows; send at most {self.limits.max_rows} at once", status=413
-            )
-        answer = await self._batcher.submit(inputs)
-        arguments = (answer, answer_type, model.version)
-        if num_rows > _QUICK_ROWS:
-            return await loop.run_in_executor(self._parsers, scorer.render, *arguments)
-        return scorer.render(*arguments)
-
-
-def _set_num_threads(num_threads: int) -> None:
-    """Of the calls of the libraries that have been loaded by now, in this thread."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(num_threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:  # whose own count comes before OpenMP's
-        torch.set_num_threads(num_threads)
+            recorder.offer(record, lambda: scorer.observe(scored.inputs, scored.answer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.models.image_bundle import ImageBundle, load_image_bundle
+from ray_jobs.monitoring.observation import Observation
 from ray_jobs.ray_runtime import available_cpus
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.serving.errors import BadInput
@@ -28,13 +30,15 @@ _JPEG, _PNG = "image/jpeg", "image/png"
 _COLUMNS = Columns(("image",))
 _TOP = 5  # classes told
 _MAX_PIXELS = 50_000_000
+_LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The network's inputs of a request, [N, 3, S, S]."""
+    """Of a request."""
 
-    x: Tensor
+    x: Tensor  # the network's inputs, [N, 3, S, S]
+    sizes: tuple[tuple[int, int], ...]  # width and height of each, px, as its file says
 
     def __len__(self) -> int:
         return len(self.x)
@@ -61,7 +65,7 @@ class WasteScorer:
                 f"{len(contents)} pictures; send at most {self.limits.max_rows} at once", status=413
             )
         pictures = [self._prepare(content, row) for row, content in enumerate(contents, start=1)]
-        return Pictures(torch.stack(pictures))
+        return Pictures(torch.stack(pictures), tuple(map(_size, contents)))
 
     def _prepare(self, content: bytes, row: int) -> Tensor:
         from ray_jobs.data.images.decode import BadPicture
@@ -92,7 +96,37 @@ class WasteScorer:
         import torch
 
         size = self._bundle.image.image_size
-        return Pictures(torch.zeros(1, 3, size, size))
+        return Pictures(torch.zeros(1, 3, size, size), ((size, size),))
+
+    def observe(self, inputs: Pictures, answer: NDArray[np.float64] | None) -> Observation:
+        width, height = zip(*inputs.sizes, strict=True)
+        features = {
+            "width": list(map(float, width)),
+            "height": list(map(float, height)),
+            **{name: values.tolist() for name, values in self._looks(inputs.x).items()},
+        }
+        if answer is None:
+            return Observation(features, {})
+        labels = [self._bundle.classes[number] for number in answer.argmax(axis=1)]
+        confidence = answer.max(axis=1).tolist()
+        return Observation(features, {"label": labels, "confidence": confidence})
+
+    def _looks(self, x: Tensor) -> dict[str, NDArray[np.float64]]:
+        """Of what the network sees of each picture, in 0..1. Each [N]."""
+        image = self._bundle.image
+        std, mean = (np.array(values)[:, None, None] for values in (image.std, image.mean))
+        pixels = x.numpy() * std + mean
+        gray = np.tensordot(pixels, _LUMA, axes=(1, 0))  # [N, S, S]
+        red, green, blue = pixels.mean(axis=(2, 3)).T
+        steps = [np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)]
+        return {
+            "brightness": gray.mean(axis=(1, 2)),
+            "contrast": gray.std(axis=(1, 2)),
+            "sharpness": (steps[0] + steps[1]) / 2,  # between neighbouring pixels
+            "red": red,
+            "green": green,
+            "blue": blue,
+        }
 
     def request_content(self) -> dict[str, Any]:
         picture = {"type": "string", "format": "binary"}
@@ -120,6 +154,14 @@ def load(folder: Path) -> WasteScorer:
         JobFailed: a file is missing or altered; names it.
     """
     return WasteScorer(load_image_bundle(folder))
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height of a picture that has been decoded, from its header."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as picture:
+        return picture.size
 
 
 def _from_json(body: bytes) -> list[bytes]:

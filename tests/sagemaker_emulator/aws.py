@@ -137,7 +137,11 @@ def open_account(
             image_uri=f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{REPOSITORY}:{TAG}",
             emulator=emulator,
             proxy=proxy,
-            environment={**environment, "AWS_ENDPOINT_URL_SAGEMAKER": emulator.url},
+            environment={
+                **environment,
+                "AWS_ENDPOINT_URL_SAGEMAKER": emulator.url,
+                "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": emulator.url,
+            },
             moto_url=moto_url,
         )
 

@@ -15,7 +15,8 @@ from tests.sagemaker_emulator.http_server import Handler, Server
 
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/aws4_request")
 _READS = (
-    "BatchCheck", "BatchGet", "Describe", "Filter", "Get", "Head", "List", "Search", "Simulate",
+    "BatchCheck", "BatchGet", "Describe", "Filter", "Get", "Head", "Invoke", "List", "Search",
+    "Simulate",
 )  # fmt: skip
 _HOP = {"connection", "keep-alive", "transfer-encoding", "server", "date"}
 _SLOW_DOWN = (

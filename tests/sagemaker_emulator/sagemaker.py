@@ -1,4 +1,5 @@
-"""The SageMaker API of training jobs, whose jobs really run, and the controls that tests have.
+"""The SageMaker API of training jobs, whose jobs really run, and the controls that tests have;
+`hosting` has that of endpoints.
 
 AWS JSON 1.1. What botocore's model of the service does not allow is refused as the service refuses
 it. Source: Amazon SageMaker AI API Reference.
@@ -11,12 +12,13 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from ray_jobs.targets.sagemaker.request import request_faults
 from tests.sagemaker_emulator.host import LOG_GROUP
+from tests.sagemaker_emulator.hosting import Hosting, ModelError, Refused
 from tests.sagemaker_emulator.http_server import Handler, Server
 from tests.sagemaker_emulator.listing import find, page, summaries
 from tests.sagemaker_emulator.proxy import Call
@@ -24,14 +26,6 @@ from tests.sagemaker_emulator.training_job import Settings, TrainingJob
 
 _JSON = "application/x-amz-json-1.1"
 _SERVICE = "sagemaker.amazonaws.com"
-
-
-class Refused(Exception):
-    """An error of the service, as its clients read it."""
-
-    def __init__(self, code: str, message: str, status: int = 400):
-        super().__init__(message)
-        self.code, self.status = code, status
 
 
 class SageMaker(Server):
@@ -49,7 +43,9 @@ class SageMaker(Server):
         self.jobs: dict[str, TrainingJob] = {}
         self._all_jobs: list[TrainingJob] = []  # the deleted ones too
         self._clients = clients
-        self._arn = f"arn:aws:sagemaker:{region}:{account}:training-job/"
+        arn = f"arn:aws:sagemaker:{region}:{account}:"
+        self.hosting = Hosting(settings.root, settings.environment, clients["s3"], arn)
+        self._arn = f"{arn}training-job/"
         self._lock = threading.RLock()
         self._throttled: Counter[str | None] = Counter()
         self._num_faults, self._fault = 0, 503
@@ -63,6 +59,7 @@ class SageMaker(Server):
             job.ask("vanish")
         for job in self._all_jobs:
             job.join()
+        self.hosting.close()
 
     # Controls
 
@@ -162,7 +159,7 @@ class SageMaker(Server):
         request = json.loads(body or b"{}")
         self.calls.append(Call("sagemaker", operation, request=request))
         self._trouble(operation)
-        act = _OPERATIONS.get(operation)
+        act = self.hosting.operations.get(operation) or _OPERATIONS.get(operation)
         if act is None:
             raise Refused("UnknownOperationException", f"the emulator has no {operation}")
         if faults := _faults(operation, body):
@@ -172,7 +169,21 @@ class SageMaker(Server):
                 "ValidationException",
                 f"{num} validation {error} detected: {'; '.join(faults)}",
             )
-        return act(self, request)
+        return act(request) if operation in self.hosting.operations else act(self, request)
+
+    def invoke_endpoint(
+        self, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, bytes, dict[str, str]]:
+        """Status, content and headers of an answer of the runtime."""
+        try:
+            with self._lock:
+                self.calls.append(Call("sagemaker", "InvokeEndpoint", path))
+                self._trouble("InvokeEndpoint")
+            return self.hosting.invoke(path, headers, body)
+        except Refused as error:
+            details = error.details if isinstance(error, ModelError) else {}
+            content = json.dumps({"Message": str(error), **details}).encode()
+            return error.status, content, {"x_amzn_ErrorType": error.code}
 
     def _trouble(self, operation: str) -> None:
         for key in (None, operation):
@@ -270,19 +281,23 @@ class SageMaker(Server):
             raise Refused("ValidationException", str(error)) from None
         return {"Results": [{"TrainingJob": job} for job in found]} | token
 
-    def _tagged(self, request: dict[str, Any]) -> TrainingJob:
+    def _tags_of(self, arn: str) -> dict[str, str]:
+        found = self.hosting.tags_of(arn)
         for job in self.jobs.values():
-            if job.arn == request["ResourceArn"]:
-                return job
-        raise Refused("ResourceNotFound", f"Resource {request['ResourceArn']} does not exist")
+            if job.arn == arn:
+                found = job.tags
+        if found is None:
+            raise Refused("ResourceNotFound", f"Resource {arn} does not exist")
+        return found
 
     def _list_tags(self, request: dict[str, Any]) -> object:
-        return {"Tags": self._tagged(request).tag_list()}
+        tags = self._tags_of(request["ResourceArn"])
+        return {"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
     def _add_tags(self, request: dict[str, Any]) -> object:
-        job = self._tagged(request)
-        job.tags |= {tag["Key"]: tag["Value"] for tag in request["Tags"]}
-        return {"Tags": job.tag_list()}
+        tags = self._tags_of(request["ResourceArn"])
+        tags |= {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+        return {"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
 
 _OPERATIONS: dict[str, Callable[[SageMaker, dict[str, Any]], object]] = {
@@ -307,6 +322,10 @@ class _Endpoint(Handler):
 
     def do_POST(self) -> None:
         body = b"".join(self.body())
+        if self.path.startswith("/endpoints/"):
+            status, content, headers = self.server.invoke_endpoint(self.path, self.headers, body)
+            self.answer(status, content, **{"Content_Type": "application/json"} | headers)
+            return
         target = re.fullmatch(r"SageMaker\.(\w+)", self.headers.get("X-Amz-Target", ""))
         status, content = self.server.handle(target[1] if target else "", body)
         self.answer(status, content, Content_Type=_JSON, x_amzn_RequestId="0")

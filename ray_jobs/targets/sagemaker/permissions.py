@@ -16,7 +16,10 @@ from ray_jobs.errors import EmberlineError
 from ray_jobs.targets.sagemaker.aws import Aws, answers, code_of, is_denied
 from ray_jobs.targets.sagemaker.trust import SERVICE
 
-Resource = Literal["any", "job", "role", "bucket", "objects", "logs", "log stream", "repository"]
+Resource = Literal[
+    "any", "job", "endpoint", "endpoint config", "model",
+    "role", "bucket", "objects", "logs", "log stream", "repository",
+]  # fmt: skip
 Actions = Mapping[str, Resource]
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -34,6 +37,32 @@ OWN_JOBS: Actions = {
     "sagemaker:AddTags": "job",
     "logs:DescribeLogStreams": "logs",
     "logs:GetLogEvents": "log stream",
+}
+# What whoever deploys models needs beside it.
+OWN_ENDPOINTS: Actions = {
+    "sagemaker:CreateModel": "model",
+    "sagemaker:DescribeModel": "model",
+    "sagemaker:DeleteModel": "model",
+    "sagemaker:CreateEndpointConfig": "endpoint config",
+    "sagemaker:DescribeEndpointConfig": "endpoint config",
+    "sagemaker:DeleteEndpointConfig": "endpoint config",
+    "sagemaker:CreateEndpoint": "endpoint",
+    "sagemaker:UpdateEndpoint": "endpoint",
+    "sagemaker:DescribeEndpoint": "endpoint",
+    "sagemaker:InvokeEndpoint": "endpoint",
+    "sagemaker:DeleteEndpoint": "endpoint",
+    "sagemaker:ListTags": "endpoint",
+    "sagemaker:AddTags": "endpoint",
+    "sagemaker:ListEndpoints": "any",
+    "sagemaker:ListEndpointConfigs": "any",
+    "sagemaker:ListModels": "any",
+    "application-autoscaling:DescribeScalableTargets": "any",
+}
+OWN_SCALING: Actions = {
+    "application-autoscaling:RegisterScalableTarget": "any",
+    "application-autoscaling:DeregisterScalableTarget": "any",
+    "application-autoscaling:PutScalingPolicy": "any",
+    "application-autoscaling:DescribeScalingPolicies": "any",
 }
 OWN_ROLE: Actions = {"iam:PassRole": "role"}
 OWN_BUCKET: Actions = {"s3:ListBucket": "bucket", "s3:GetObject": "objects"}
@@ -91,11 +120,12 @@ class Caller:
 
 @dataclass(frozen=True)
 class Scope:
-    """What the permissions of one job are asked for; what is not known of it is empty."""
+    """What the permissions of one job, or one endpoint and its parts, are asked for; what is not
+    known of it is empty."""
 
     caller: Caller
     region: str
-    job: str
+    job: str  # its name, or the endpoint's
     role_arn: str = ""
     bucket: str = ""
     prefix: str = ""
@@ -119,9 +149,13 @@ class Scope:
         arn, account = f"arn:{self.caller.partition}", self.caller.account
         logs = f"{arn}:logs:{self.region}:{account}:log-group:{LOG_GROUP}:log-stream:"
         bucket = f"{arn}:s3:::{self.bucket}"
+        sagemaker = f"{arn}:sagemaker:{self.region}:{account}"
         return {
             "any": "*",
-            "job": f"{arn}:sagemaker:{self.region}:{account}:training-job/{self.job}",
+            "job": f"{sagemaker}:training-job/{self.job}",
+            "endpoint": f"{sagemaker}:endpoint/{self.job}",
+            "endpoint config": f"{sagemaker}:endpoint-config/{self.job}",
+            "model": f"{sagemaker}:model/{self.job}",
             "role": self.role_arn,
             "bucket": bucket,
             "objects": "/".join(filter(None, (bucket, self.prefix, _NOBODYS))),

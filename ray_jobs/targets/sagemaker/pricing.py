@@ -1,6 +1,7 @@
-"""What a training job costs, from a dated table: prices.csv beside this file.
+"""What a training job or an endpoint costs, from a dated table: prices.csv beside this file.
 
-A price is in the table only where its source names SageMaker training, the region and a day.
+A price is in the table only where its source names the use (SageMaker training or hosting), the
+region and a day.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from ray_jobs.errors import PreflightError
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
+Use = Literal["training", "hosting"]
 TABLE = Path(__file__).with_name("prices.csv")
 # SageMaker lets a job that it stops run on for two minutes, "StoppingCondition", and bills them.
 STOPPING_S = 120
@@ -23,7 +26,7 @@ _MIN_RUN_S = 60  # a budget for less than this starts no training
 
 @dataclass(frozen=True)
 class Price:
-    """The on-demand price of one instance for training."""
+    """The on-demand price of one instance, for training or for hosting."""
 
     instance_type: str
     region: str
@@ -53,8 +56,8 @@ class Cost:
 
 
 @cache
-def prices() -> dict[tuple[str, str], Price]:
-    """Every price of the table, by instance type and region."""
+def prices(use: Use = "training") -> dict[tuple[str, str], Price]:
+    """Every price of the table for a use, by instance type and region."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = [
             Price(
@@ -65,6 +68,7 @@ def prices() -> dict[tuple[str, str], Price]:
                 source=row["source"],
             )
             for row in csv.DictReader(file)
+            if row["use"] == use
         ]
     found = {(price.instance_type, price.region): price for price in rows}
     assert len(found) == len(rows), "a price is in the table twice"
@@ -76,6 +80,14 @@ def price_of(spec: SageMakerSpec, region: str) -> Price | None:
     if spec.usd_per_hour is not None:
         return Price(spec.instance_type, region, spec.usd_per_hour, None, "sagemaker.usd_per_hour")
     return prices().get((spec.instance_type, region))
+
+
+def hosting_price(instance_type: str, region: str, usd_per_hour: float | None) -> Price | None:
+    """The description's own price of an endpoint's instance, else the table's."""
+    if usd_per_hour is not None:
+        source = "deployment.sagemaker.usd_per_hour"
+        return Price(instance_type, region, usd_per_hour, None, source)
+    return prices("hosting").get((instance_type, region))
 
 
 def cost_of_run(spec: SageMakerSpec, region: str, seconds: float) -> Cost:

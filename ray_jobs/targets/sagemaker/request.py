@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.container import ML_DIR, PART, RUN_ID, SPEC_PARTS, STORAGE
@@ -20,7 +21,7 @@ from ray_jobs.sections import JobSpec
 from ray_jobs.targets.sagemaker.spec import NUM_OWN_TAGS, SageMakerSpec
 
 if TYPE_CHECKING:
-    from botocore.model import Shape
+    from botocore.model import ServiceModel, Shape
 
 PROJECT_TAG, WORKLOAD_TAG, RUN_ID_TAG, STORAGE_TAG, OWNER_TAG, PART_TAG = (
     f"emberline:{key}" for key in ("project", "workload", "run-id", "storage", "owner", "part")
@@ -256,15 +257,21 @@ def request_faults(request: Mapping[str, Any], operation: str = "CreateTrainingJ
     A client checks no pattern, no choice and no greatest length before it sends: they are checked
     here, from the same model.
     """
-    from botocore.session import get_session
     from botocore.validate import ParamValidator
 
-    shape = get_session().get_service_model("sagemaker").operation_model(operation).input_shape
+    shape = _service_model().operation_model(operation).input_shape
     assert shape is not None, operation
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         return report.generate_report().splitlines()
     return list(_faults(request, shape, ""))
+
+
+@cache  # it takes a tenth of a second to read
+def _service_model() -> ServiceModel:
+    from botocore.session import get_session
+
+    return get_session().get_service_model("sagemaker")
 
 
 def _faults(value: Any, shape: Shape, path: str) -> Iterator[str]:

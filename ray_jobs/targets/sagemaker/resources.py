@@ -188,7 +188,7 @@ def look_at_quotas(aws: Aws, settings: SageMakerSpec, num_jobs: int) -> str:
     uses = [use, *(["training warm pool"] if settings.keep_alive_s else [])]
     names = [f"{settings.instance_type} for {use} usage" for use in uses]
     try:
-        quotas = _quotas(aws, names)
+        quotas = read_quotas(aws, names)
     except EmberlineError as error:
         raise Unknown(f"not known: {error}") from None
     needed = settings.instance_count * num_jobs
@@ -209,8 +209,11 @@ def look_at_quotas(aws: Aws, settings: SageMakerSpec, num_jobs: int) -> str:
     return f"{settings.instance_type}: {found}; {needed} needed, beside what runs already"
 
 
-def _quotas(aws: Aws, names: list[str]) -> Mapping[str, float]:
-    """The values of these quotas that are found: the account's, else AWS's own for all accounts."""
+def read_quotas(aws: Aws, names: list[str]) -> Mapping[str, float]:
+    """The values of these quotas that are found: the account's, else AWS's own for all accounts.
+
+    Raises as `answers`.
+    """
     found: dict[str, float] = {}
     client = aws.client("service-quotas")
     for operation in ("list_service_quotas", "list_aws_default_service_quotas"):

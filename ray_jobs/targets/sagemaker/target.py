@@ -315,7 +315,7 @@ class SageMakerTarget(Target):
                 run.spec.sagemaker,
                 run_id=run.run_id,
                 name=one.job_name(run),
-                owner=_owner(),
+                owner=owner(),
                 channels=channels,
                 environment=job_environment(run.spec.sagemaker),
                 max_run_s=self._max_run_s(run, look, one.part),
@@ -330,7 +330,7 @@ class SageMakerTarget(Target):
         return max_run_s_of_part(run.spec.sagemaker, self.aws.region, num_jobs, earlier)
 
 
-def _owner() -> str:
+def owner() -> str:
     """Who submits, for a tag."""
     try:
         return getpass.getuser()
