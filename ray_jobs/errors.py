@@ -52,3 +52,9 @@ class GateRefused(EmberlineError):
     """The promotion gate refused a model; no alias was moved. Names each rule that it broke."""
 
     exit_code = 6
+
+
+class DriftFound(EmberlineError):
+    """Live traffic is not what the model was trained on. Names what has drifted."""
+
+    exit_code = 7
