@@ -10,7 +10,13 @@ from typing import Annotated
 
 import typer
 
-from pipelines import model_commands
+from pipelines import (
+    deployment_commands,
+    drift_commands,
+    model_commands,
+    retrain_commands,
+    webhook_commands,
+)
 from pipelines.options import (
     DEFAULT_STORAGE,
     Address,
@@ -23,7 +29,6 @@ from pipelines.options import (
     Resume,
     Root,
     RunId,
-    Runs,
     StopOnInterrupt,
     StorageUri,
     Target,
@@ -41,6 +46,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(model_commands.app)
+app.add_typer(retrain_commands.app)
+app.add_typer(drift_commands.app)
+app.add_typer(webhook_commands.app)
+app.add_typer(deployment_commands.app)
 
 
 @app.command()
@@ -248,11 +257,48 @@ def report(
 
 @app.command()
 def compare(
-    run_ids: Runs,
+    run_ids: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...|MODEL", help="Run ids; with --live a registered model."),
+    ],
     storage: Root = DEFAULT_STORAGE,
+    live: Annotated[
+        bool, typer.Option("--live", help="Champion and challenger, on recorded requests.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="With --live: the deployment; default: the model's name.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --live: 7d, 12h, or a time in ISO 8601.")
+    ] = None,
+    outcomes: Annotated[
+        str | None,
+        typer.Option(help="With --live: a table of request_id, label and maybe row."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="With --live: of each interval; default: 0.95.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Runs side by side: validation and test, and what was set differently."""
+    """Runs side by side: validation and test, and what was set differently. With --live: the
+    versions behind one endpoint, and whether their difference is decided."""
+    if live:
+        from pipelines import live as live_requests
+
+        if len(run_ids) != 1:
+            raise SpecError("--live compares the versions of one model: name it alone")
+        compared = live_requests.compare(
+            storage,
+            run_ids[0],
+            name=name,
+            since=since,
+            outcomes=outcomes,
+            confidence=0.95 if confidence is None else confidence,
+        )
+        show(compared, as_json)
+        return
+    if name or since or outcomes or confidence is not None:
+        raise SpecError("--name, --since, --outcomes and --confidence belong to --live")
     from pipelines import inspection
 
     show(inspection.compare(storage, run_ids), as_json)

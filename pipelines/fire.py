@@ -1,4 +1,5 @@
-"""The fire pipeline: prepare -> train each member -> ensemble -> evaluate -> register."""
+"""The fire pipeline: prepare -> train each member -> ensemble -> evaluate -> register (-> promote
+-> deploy)."""
 
 from typing import Any
 
@@ -9,15 +10,20 @@ from components.evaluate import evaluate
 from components.prepare import prepare
 from components.register import register
 from components.train_member import train_member
+from pipelines.release import release
 from ray_jobs.workloads.fire import FireSpec
 
 
-def pipeline(job: FireSpec | None = None) -> Any:
+def pipeline(
+    job: FireSpec | None = None, *, promote: bool = False, deploy: str | None = None
+) -> Any:
     """The pipeline, with parameters `spec` (a resolved job description, YAML) and `run_id`.
 
     Args:
         job: the description of one job, where the pipeline is made for it: it says whether members
             train at the same time. Else they do, as many as the backend allows.
+        promote: have the gate judge what is registered.
+        deploy: where to deploy a version that has become the champion; implies `promote`.
     """
     parallelism = 1 if job is not None and not job.parallel else None
 
@@ -32,6 +38,8 @@ def pipeline(job: FireSpec | None = None) -> Any:
             run=prepared.outputs["run"], statuses=dsl.Collected(trained.outputs["Output"])
         )
         evaluated = evaluate(run=combined.outputs["Output"])
-        register(run=evaluated.outputs["Output"])
+        registered = register(run=evaluated.outputs["Output"])
+        if promote or deploy:
+            release(evaluated.outputs["Output"], after=registered, target=deploy)
 
     return fire

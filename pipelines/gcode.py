@@ -8,9 +8,17 @@ from pipelines.network import network_pipeline
 from ray_jobs.workloads.gcode import GcodeSpec
 
 
-def pipeline(job: GcodeSpec | None = None) -> Any:
+def pipeline(
+    job: GcodeSpec | None = None, *, promote: bool = False, deploy: str | None = None
+) -> Any:
     """See `network_pipeline`."""
     description = "A decoder of the G-code that a machine executes."
     return network_pipeline(
-        "gcode", description, prepare=read_logs, evaluate=evaluate_gcode, job=job
+        "gcode",
+        description,
+        prepare=read_logs,
+        evaluate=evaluate_gcode,
+        job=job,
+        promote=promote,
+        deploy=deploy,
     )

@@ -62,11 +62,42 @@ def serve(
         str, typer.Option(help="Where to listen; 0.0.0.0 for all interfaces.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8080,
+    challenger: Annotated[
+        str | None, typer.Option(help="A second version, its number or alias, beside it.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="split: the challenger answers its share; shadow (default): it is asked."
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(help="The challenger's share of the requests; default: 0.1.", min=0, max=1),
+    ] = None,
+    record_share: Annotated[
+        float, typer.Option(help="Of the requests, recorded below the storage.", min=0, max=1)
+    ] = 0.0,
 ) -> None:
     """Answer requests with a registered model, until SIGTERM or Ctrl-C."""
     from pipelines import serving
+    from ray_jobs.errors import SpecError
 
-    code = serving.serve(storage, model, version, host, port)
+    if challenger is None and (mode or weight is not None):
+        raise SpecError("--mode and --weight belong to --challenger: name a version with it")
+    if mode not in (None, "split", "shadow"):
+        raise SpecError(f"--mode {mode!r} is not one of split, shadow")
+    code = serving.serve(
+        storage,
+        model,
+        version,
+        host,
+        port,
+        challenger=challenger,
+        mode="split" if mode == "split" else "shadow",
+        weight=0.1 if weight is None else weight,
+        record_share=record_share,
+    )
     if code:
         raise typer.Exit(code)
 

@@ -1,5 +1,5 @@
 """The pipeline of a workload that trains one network: prepare -> preflight -> (sweep ->) train ->
-evaluate -> register."""
+evaluate -> register (-> promote -> deploy)."""
 
 from typing import Any
 
@@ -9,11 +9,19 @@ from components.preflight import preflight
 from components.register import register
 from components.sweep import sweep
 from components.train import train
+from pipelines.release import release
 from ray_jobs.workloads.network import NetworkSpec
 
 
 def network_pipeline(
-    name: str, description: str, *, prepare: Any, evaluate: Any, job: NetworkSpec | None
+    name: str,
+    description: str,
+    *,
+    prepare: Any,
+    evaluate: Any,
+    job: NetworkSpec | None,
+    promote: bool,
+    deploy: str | None,
 ) -> Any:
     """The pipeline, with parameters `spec` (a resolved job description, YAML) and `run_id`.
 
@@ -21,6 +29,8 @@ def network_pipeline(
         prepare, evaluate: the workload's own components.
         job: the description of one job, where the pipeline is made for it: it says whether there is
             a sweep. Else there is none.
+        promote: have the gate judge what is registered.
+        deploy: where to deploy a version that has become the champion; implies `promote`.
     """
     sweeps = job is not None and job.sweeps
 
@@ -31,6 +41,8 @@ def network_pipeline(
         ready = sweep(run=checked.outputs["Output"]) if sweeps else checked
         trained = train(run=ready.outputs["Output"])
         evaluated = evaluate(run=trained.outputs["Output"])
-        register(run=evaluated.outputs["Output"])
+        registered = register(run=evaluated.outputs["Output"])
+        if promote or deploy:
+            release(evaluated.outputs["Output"], after=registered, target=deploy)
 
     return network

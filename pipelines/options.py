@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 Workload = Annotated[str, typer.Argument(help="What to train, e.g. fire.", show_default=False)]
-Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids.", show_default=False)]
 AnyRuns = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids.", show_default=False)
 ]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from pipelines.serving import fetch
+from ray_jobs.deployments.release import fetch
 from ray_jobs.errors import DataError, SpecError
 from ray_jobs.storage import Storage
 
@@ -98,23 +98,23 @@ def predict(
 
     started = time.monotonic()
     _writer(output)
-    located, folder = fetch(storage, name, version)
-    model = load_model(folder, version=str(located.version), digest=folder.name)
+    release = fetch(Storage(storage), name, version)
+    model = load_model(release.bundle, version=str(release.model.version), digest=release.digest)
     files = _others(find_inputs(input, endings(model.workload)), output)
     faults = Faults(skip_bad)
     console = Console(stderr=True, highlight=False)
     num_predictions = 0
     with _table(output, _COLUMNS[model.workload]) as write, console.status("") as status:
-        for predictions in predict_files(model, folder, files, faults):
+        for predictions in predict_files(model, release.bundle, files, faults):
             write(predictions)
             num_predictions += len(predictions)
-            status.update(f"{num_predictions:,} predictions by {located}")
+            status.update(f"{num_predictions:,} predictions by {release.model}")
         if not num_predictions:
             raise DataError(f"{input}: nothing that the model takes: {'; '.join(faults.told)}")
     return Predictions(
-        located.name,
-        located.version,
-        located.alias,
+        name,
+        release.model.version,
+        release.model.alias,
         output,
         len(files),
         num_predictions,

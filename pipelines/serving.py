@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ray_jobs.deployments.release import fetch
 from ray_jobs.storage import Storage
-from ray_jobs.tracking.models import LocatedModel, download, find_model
+
+if TYPE_CHECKING:
+    from ray_jobs.serving.routing import Mode
 
 
-def serve(storage: str, name: str, version: str | None, host: str, port: int) -> int:
+def serve(
+    storage: str,
+    name: str,
+    version: str | None,
+    host: str,
+    port: int,
+    *,
+    challenger: str | None = None,
+    mode: Mode = "shadow",
+    weight: float = 0.1,
+    record_share: float = 0.0,
+) -> int:
     """Serve a version of a model until SIGTERM or SIGINT. Returns the exit code.
+
+    Args:
+        challenger: another version, its number or alias, beside it.
+        weight: 0 to 1, of the requests, which the challenger answers or as a shadow is asked too.
+        record_share: 0 to 1, of the requests, which are recorded below `storage`.
 
     Raises:
         SpecError: there is no such model or version.
         PreflightError: the port cannot be had, or there is no key to trust.
-        JobFailed: the model is refused.
+        JobFailed: the model is refused, or the challenger takes other requests.
         RetryableError: the registry or its artifact store cannot be reached.
     """
     from ray_jobs import serve as server
 
-    model, folder = fetch(storage, name, version)
-    print(f"model {model}", file=sys.stderr)
+    root = Storage(storage)
+    champion = fetch(root, name, version)
+    print(f"model {champion.model}", file=sys.stderr)
+    other = None
+    if challenger is not None:
+        second = fetch(root, name, challenger)
+        print(f"{mode} {second.model}", file=sys.stderr)
+        other = server.ChallengerModel(
+            second.bundle, str(second.model.version), second.digest, mode, weight
+        )
     return server.serve(
-        folder,
+        champion.bundle,
         host=host,
         port=port,
-        name=model.name,
-        version=str(model.version),
-        digest=folder.name,
+        name=name,
+        version=str(champion.model.version),
+        digest=champion.digest,
+        challenger=other,
+        recording=server.Recording(storage, name, record_share) if record_share else None,
     )
-
-
-def fetch(storage: str, name: str, version: str | None) -> tuple[LocatedModel, Path]:
-    """A version of a model, and its bundle as a local folder that is named by its digest.
-
-    Raises:
-        SpecError: there is no such model or version.
-        PreflightError: there is no key to trust.
-        JobFailed: its files are not what was registered and signed.
-        RetryableError: the registry or its artifact store cannot be reached.
-    """
-    root = Storage(storage)
-    model = find_model(root, name, version)
-    return model, download(model, _cache(root))
-
-
-def _cache(storage: Storage) -> Path:
-    """Where models are kept: beside the runs, or, where those are elsewhere, in the user's cache
-    (XDG Base Directory Specification)."""
-    if storage.is_local and os.access(storage.local(), os.W_OK):
-        return storage.local(".models")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emberline" / "models"

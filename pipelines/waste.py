@@ -8,7 +8,17 @@ from pipelines.network import network_pipeline
 from ray_jobs.workloads.waste import WasteSpec
 
 
-def pipeline(job: WasteSpec | None = None) -> Any:
+def pipeline(
+    job: WasteSpec | None = None, *, promote: bool = False, deploy: str | None = None
+) -> Any:
     """See `network_pipeline`."""
     description = "A classifier of pictures of waste."
-    return network_pipeline("waste", description, prepare=scan, evaluate=evaluate_classes, job=job)
+    return network_pipeline(
+        "waste",
+        description,
+        prepare=scan,
+        evaluate=evaluate_classes,
+        job=job,
+        promote=promote,
+        deploy=deploy,
+    )

@@ -146,6 +146,8 @@ class DataSummary(_Record):
     grouped_by: str | None = None
     num_dropped: int = 0  # rows left out under data.nonfinite
     num_imputed: int = 0  # cells filled in under data.nonfinite
+    num_added: int = 0  # rows of data.added, which all went to train
+    num_withheld: int = 0  # rows of data.added left out, for val or test has them
     leakage: LeakageReport = LeakageReport()
     ceiling: dict[
         str, dict[str, Finite]

@@ -35,8 +35,11 @@ def require(table: Table, name: str, key: str) -> pa.ChunkedArray:
     return table.columns.column(name)
 
 
-def labels(table: Table, name: str | None) -> NDArray[np.int8]:
+def labels(table: Table, name: str | None, *, needs_both: bool = True) -> NDArray[np.int8]:
     """The label column as 0 and 1, shape [N].
+
+    Args:
+        needs_both: one class alone is refused.
 
     Raises:
         DataError: none is named, cells are missing, values are not 0 and 1, or one class only.
@@ -59,7 +62,7 @@ def labels(table: Table, name: str | None) -> NDArray[np.int8]:
             "data.label_column to another column"
         )
     y = pc.cast(column, pa.int8(), safe=False).to_numpy()
-    if len(np.unique(y)) < 2:
+    if needs_both and len(np.unique(y)) < 2:
         raise DataError(
             f"{table.files[0].name}: the label column {name!r} holds only {y[0]}: one class "
             "cannot be learned. Add rows of the other, or set data.label_column to another column"

@@ -27,6 +27,8 @@ GROUP_OVERLAP = 0.5  # of a group's rows that repeat another group's: the same r
 MIN_GROUP_ROWS = 10  # repeated rows; fewer prove nothing about two groups
 MIN_ROW_SHARE = 0.01  # of ungrouped rows that repeat another in all but the columns left out
 MIN_DISTINCT_SHARE = 0.5  # of the keys of ungrouped rows: else they do not identify a row
+MAX_CHANCE = 0.001  # of independent rows that agree in the columns left: else they are no proof
+ROUNDING = 1e-3  # standard deviations of a column
 
 Keys = NDArray[np.uint64]
 
@@ -76,6 +78,38 @@ def find_repeats(rows: Rows, name_group: Callable[[int], str] | None) -> Repeats
     return Repeats(independent, report, tuple(_limits(*rows.x.shape)))
 
 
+def repeats_of(
+    x: NDArray[np.float32], held_out: NDArray[np.float32], train: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Which rows are one of `held_out` again: equal, equal in all but one or two columns, or but
+    for rounding. Shape [N].
+
+    Args:
+        x: rows that may be repeats, [N, F]; no NaN.
+        held_out: what they may repeat, [M, F].
+        train: rows known to be independent of `held_out`, [K, F]. Columns in which they agree with
+            it, too, do not identify a row.
+    """
+    found = _rounded(x, held_out)
+    drawn = train[:: max(1, len(train) // MAX_COMPARED)]
+    compared = (_left_out(row_keys(part), part) for part in (x, held_out, drawn))
+    for (columns, keys), (_, held), (_, known) in zip(*compared, strict=True):
+        if not columns or np.isin(known, held).mean() <= MAX_CHANCE:
+            found |= np.isin(keys, held)
+    return found
+
+
+def _rounded(x: NDArray[np.float32], held_out: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows differ from one held out by no more than a table written with fewer digits."""
+    from scipy.spatial import KDTree
+
+    scale = held_out.std(axis=0)
+    scale[scale == 0] = 1
+    tree = KDTree(held_out / scale)
+    distance, _ = tree.query(x / scale, p=np.inf, distance_upper_bound=ROUNDING)
+    return np.isfinite(distance)
+
+
 def count_across_splits(x: NDArray[np.float32], split: NDArray[np.int8]) -> int:
     """How many rows of val and test equal one of train. `split` is 0 for train, shape [N]."""
     keys = row_keys(x)
@@ -86,12 +120,13 @@ def row_keys(x: NDArray[np.float32]) -> Keys:
     """A key a row, equal for rows equal in every column. Shape [N]."""
     keys = np.zeros(len(x), np.uint64)
     for j in range(x.shape[1]):
-        keys += _column_hash(x, j)
+        keys += column_hash(x, j)
     return keys
 
 
-def _column_hash(x: NDArray[np.float32], j: int) -> Keys:
-    """The finaliser of SplitMix64 over a column's bits (Steele et al., OOPSLA 2014). Shape [N]."""
+def column_hash(x: NDArray[np.float32], j: int) -> Keys:
+    """What a column adds to the rows' keys: the finaliser of SplitMix64 over its bits (Steele et
+    al., OOPSLA 2014). Shape [N]."""
     column = x[:, j] + np.float32(0)  # -0 equals 0
     column[np.isnan(column)] = np.nan  # and there is one NaN
     z = column.view(np.uint32) + np.uint64(((j + 1) * 0x9E3779B97F4A7C15) % (1 << 64))
@@ -103,7 +138,7 @@ def _column_hash(x: NDArray[np.float32], j: int) -> Keys:
 def _without(keys: Keys, x: NDArray[np.float32], left_out: Sequence[int]) -> Keys:
     keys = keys.copy()
     for j in left_out:
-        keys -= _column_hash(x, j)
+        keys -= column_hash(x, j)
     return keys
 
 
@@ -124,24 +159,26 @@ def _compared(
     keys: Keys, x: NDArray[np.float32]
 ) -> Iterator[tuple[tuple[int, ...], Keys, NDArray[np.bool_]]]:
     """Leave out no column, each one, each two: which, the keys compared, and whose they are [N]."""
-    num_columns = x.shape[1]
-    most = min(2 if num_columns <= MAX_PAIR_COLUMNS else 1, num_columns - MIN_COLUMNS_LEFT)
     share = MAX_COMPARED / len(keys)
     limit = np.uint64(min(share, 1.0) * (2**64 - 2**12))
-
-    def sample(chosen: Keys) -> tuple[Keys, NDArray[np.bool_]]:
+    for columns, chosen in _left_out(keys, x):
         compared = chosen <= limit if share < 1 else np.ones(len(keys), bool)
-        return chosen[compared], compared
+        yield columns, chosen[compared], compared
 
-    yield (), *sample(keys)
+
+def _left_out(keys: Keys, x: NDArray[np.float32]) -> Iterator[tuple[tuple[int, ...], Keys]]:
+    """Leave out no column, each one, each two: which, and the keys of the others [N]."""
+    num_columns = x.shape[1]
+    most = min(2 if num_columns <= MAX_PAIR_COLUMNS else 1, num_columns - MIN_COLUMNS_LEFT)
+    yield (), keys
     if most >= 1:
         for j in range(num_columns):
-            yield (j,), *sample(keys - _column_hash(x, j))
+            yield (j,), keys - column_hash(x, j)
     if most >= 2:
         for j in range(num_columns):
-            without_j = keys - _column_hash(x, j)
+            without_j = keys - column_hash(x, j)
             for k in range(j + 1, num_columns):
-                yield (j, k), *sample(without_j - _column_hash(x, k))
+                yield (j, k), without_j - column_hash(x, k)
 
 
 def _merge_groups(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs.data.added import AddedTable, extend, find_tables
 from ray_jobs.data.dataset import SPLITS, Rows
 from ray_jobs.data.duplicates import count_across_splits, find_repeats
 from ray_jobs.data.leakage import REFUSED_AUC, find_leaks, refuse_leaks
@@ -43,8 +44,8 @@ FEW_GROUPS = 10  # fewer independent groups make an interval over rows too narro
 FEW_CLASS_ROWS = 30  # fewer rows of a class in a split make its scores a guess
 SHARE_TOLERANCE = 0.05  # how far a split's share may lie off the one asked for without a word
 _MODULES = (
-    "columns", "dataset", "duplicates", "leakage", "prepare", "prepared", "readings", "sessions",
-    "shards", "splits", "table",
+    "added", "columns", "dataset", "duplicates", "leakage", "prepare", "prepared", "readings",
+    "sessions", "shards", "splits", "table",
 )  # fmt: skip
 
 
@@ -75,7 +76,8 @@ def prepare(
         DataError: the data cannot be used as the spec asks, or a column gives the label away.
     """
     files = find_files(data.path) if data.path else []
-    folder = f"datasets/{workload}-{_key(data, seed, files)[:16]}"
+    added = find_tables(data.added)
+    folder = f"datasets/{workload}-{_key(data, seed, files, added)[:16]}"
     summary = read_summary(storage, folder)
     if summary is not None:
         num_rows = sum(split.num_rows for split in summary.splits.values())
@@ -85,13 +87,13 @@ def prepare(
             readings, shards = read_readings(files, data), None
         else:
             readings, shards = _simulate(data, seed, storage, folder, num_workers, emit)
-        summary = _split_and_write(readings, shards, data, seed, storage, folder, emit)
+        summary = _split_and_write(readings, shards, added, data, seed, storage, folder, emit)
     for message in summary.warnings:
         emit("warning", message=message)
     return summary
 
 
-def _key(data: DataSpec, seed: int, files: Sequence[DataFile]) -> str:
+def _key(data: DataSpec, seed: int, files: Sequence[DataFile], added: Sequence[AddedTable]) -> str:
     """Digest of everything that decides the rows and their splits."""
     if files:
         content = content_digest(files)
@@ -104,6 +106,7 @@ def _key(data: DataSpec, seed: int, files: Sequence[DataFile]) -> str:
         "data": data.model_dump(mode="json"),
         "seed": seed,
         "content": content,
+        "added": [table.digest() for table in added],
         "code": hashlib.sha256(code).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -144,7 +147,8 @@ def _simulate(
 
 def _split_and_write(
     readings: Readings,
-    shards: Sequence[str] | None,
+    shards: list[str] | None,
+    added: Sequence[AddedTable],
     data: DataSpec,
     seed: int,
     storage: Storage,
@@ -160,15 +164,25 @@ def _split_and_write(
     split = assign_splits(
         rows.y, repeats.independent, data.split, seed=seed, grouped_by=readings.grouped_by
     )
-    num_imputed = _impute(rows, split == SPLITS.index("train"))
+    # From these rows alone: with further ones val and test must be filled in as before.
+    train_x = rows.x[split == SPLITS.index("train")]
+    num_imputed = _impute(rows, train_x)
+    base, num_base = replace(readings, rows=rows), len(rows)
+    whole = extend(
+        base, split, repeats.independent, added, data, lambda more: _impute(more, train_x)
+    )
+    rows, split = whole.rows, whole.split
     parts = {name: rows.take(split == i) for i, name in enumerate(SPLITS)}
     leaks = _find_leaks(parts, data, seed)
     if shards is None:
-        shards = _write_rows(storage, folder, readings, emit)
+        shards = _write_rows(storage, folder, rows, _own_roles(readings), 0, emit)
+    elif whole.num_added:
+        behind, roles = rows.take(slice(num_base, None)), shard_roles(storage, shards[0])
+        shards += _write_rows(storage, folder, behind, roles, len(shards), emit)
     for stray in set(shard_paths(storage, folder)) - set(shards):
         storage.delete(stray)
     shuffled_y = rows.y if data.shuffle_labels else None
-    write_splits(storage, folder, rows.row_id, split, repeats.independent, shuffled_y)
+    write_splits(storage, folder, rows.row_id, split, whole.independent, shuffled_y)
     summary = DataSummary(
         source=f"table:{data.path}" if data.path else f"simulator:{data.generator}",
         path=folder,
@@ -178,22 +192,24 @@ def _split_and_write(
         splits={
             name: SplitSummary(
                 num_rows=len(part),
-                num_groups=len(np.unique(repeats.independent[split == i])),
+                num_groups=len(np.unique(whole.independent[split == i])),
                 num_positive=int(part.y.sum()),
                 digest=part.digest(),
             )
             for i, (name, part) in enumerate(parts.items())
         },
         grouped_by=readings.grouped_by,
-        num_dropped=readings.num_dropped,
-        num_imputed=num_imputed,
+        num_dropped=readings.num_dropped + whole.num_dropped,
+        num_imputed=num_imputed + whole.num_imputed,
+        num_added=whole.num_added,
+        num_withheld=whole.num_withheld,
         leakage=LeakageReport(
             duplicates=repeats.report.model_copy(
                 update={"num_across_splits": count_across_splits(rows.x, split)}
             ),
             columns=leaks,
             excluded_columns=readings.excluded,
-            notes=[*readings.notes, *repeats.notes],
+            notes=[*readings.notes, *repeats.notes, *whole.notes],
         ),
         ceiling=_ceiling(parts),
     )
@@ -217,11 +233,11 @@ def _find_leaks(parts: Mapping[str, Rows], data: DataSpec, seed: int) -> list[Co
     return leaks
 
 
-def _impute(rows: Rows, is_train: NDArray[np.bool_]) -> int:
+def _impute(rows: Rows, train_x: NDArray[np.float32]) -> int:
     """Fill NaN cells in place with the median of train's known ones; returns how many."""
     is_missing = np.isnan(rows.x)
     for j in np.flatnonzero(is_missing.any(axis=0)):
-        known = rows.x[is_train & ~is_missing[:, j], j]
+        known = train_x[~np.isnan(train_x[:, j]), j]
         if not len(known):
             raise DataError(
                 f"column {rows.features[j]!r} has no known value in train to impute from. "
@@ -231,32 +247,40 @@ def _impute(rows: Rows, is_train: NDArray[np.bool_]) -> int:
     return int(is_missing.sum())
 
 
-def _write_rows(
-    storage: Storage, folder: str, readings: Readings, emit: Callable[..., None]
-) -> list[str]:
-    """Write shards that the `table` source reads with no option given; returns their paths."""
+def _own_roles(readings: Readings) -> Roles:
+    """What the columns of a table's shards are for."""
     rows = readings.rows
     taken = {readings.label, *rows.features}
     id_name, group_name, probability_name = (
         _free_name(name, taken) for name in ("row_id", "group", "true_probability")
     )
     has_probability = rows.true_probability is not None
-    roles = Roles(
+    return Roles(
         label=readings.label,
         features=rows.features,
         group=group_name if readings.name_group else None,
         id=id_name,
         true_probability=probability_name if has_probability else None,
     )
+
+
+def _write_rows(
+    storage: Storage, folder: str, rows: Rows, roles: Roles, first: int, emit: Callable[..., None]
+) -> list[str]:
+    """Write shards, numbered from `first`, that the `table` source reads with no option given;
+    returns their paths."""
+    roles = replace(roles, time=None)
     shards = []
-    for index, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):
+    for index, start in enumerate(range(0, len(rows), ROWS_PER_SHARD), start=first):
         part = rows.take(slice(start, start + ROWS_PER_SHARD))
         columns: dict[str, NDArray[Any]] = dict(zip(rows.features, part.x.T, strict=True))
-        columns |= {readings.label: part.y, id_name: part.row_id}
+        columns[roles.label] = part.y
+        if roles.id:
+            columns[roles.id] = part.row_id
         if roles.group:
             columns[roles.group] = part.group
-        if part.true_probability is not None:
-            columns[probability_name] = part.true_probability
+        if roles.true_probability and part.true_probability is not None:
+            columns[roles.true_probability] = part.true_probability
         shards.append(shard_path(folder, index))
         write_shard(storage, shards[-1], columns, roles)
         emit("progress", done=start + len(part), total=len(rows), unit="rows")
@@ -291,7 +315,9 @@ def _ceiling(parts: Mapping[str, Rows]) -> dict[str, dict[str, float]]:
 def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
     """What a reader of the scores should know about the splits."""
     splits = summary.splits
-    num_rows = sum(split.num_rows for split in splits.values())
+    num_split = {name: split.num_rows for name, split in splits.items()}
+    num_split["train"] -= summary.num_added  # which was not split
+    num_rows = sum(num_split.values())
     num_groups = sum(split.num_groups for split in splits.values())
     merged = summary.leakage.duplicates.merged_groups
     if merged:
@@ -329,9 +355,9 @@ def _doubts(summary: DataSummary, shares: SplitShares) -> Iterator[str]:
                     "guess"
                 )
     if any(
-        abs(split.num_rows / num_rows - getattr(shares, name)) > SHARE_TOLERANCE
-        for name, split in splits.items()
+        abs(count / num_rows - getattr(shares, name)) > SHARE_TOLERANCE
+        for name, count in num_split.items()
     ):
-        found = " / ".join(f"{split.num_rows / num_rows:.1%}" for split in splits.values())
+        found = " / ".join(f"{count / num_rows:.1%}" for count in num_split.values())
         wanted = " / ".join(f"{getattr(shares, name):.0%}" for name in splits)
         yield f"whole groups make the splits {found} of the rows, where {wanted} was asked for"

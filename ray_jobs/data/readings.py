@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ray_jobs.data import columns, sessions
 from ray_jobs.data.dataset import SPLITS, Rows
 from ray_jobs.data.spec import DataSpec
-from ray_jobs.data.table import DataFile, Table, read_table
+from ray_jobs.data.table import DataFile, Table, nearest, read_table
 from ray_jobs.errors import DataError
 
 MIN_ROWS = 20
@@ -72,7 +72,8 @@ def read_readings(files: Sequence[DataFile], data: DataSpec) -> Readings:
     clocks = _find_clocks(table, roles, order)
     features, excluded = _choose_features(table, data, roles, clocks)
     x = columns.matrix(table, features)
-    kept = _judge_nonfinite(table, x, y, features, data)
+    kept = _judge_nonfinite(table, x, features, data)
+    _refuse_few_left(table, x, y, kept, features)
     grouping = _group(table, roles, clocks, order, x, y)
     index = order[kept[order]]
     rows = Rows(
@@ -99,6 +100,45 @@ def read_readings(files: Sequence[DataFile], data: DataSpec) -> Readings:
     )
 
 
+def read_added(files: Sequence[DataFile], data: DataSpec, base: Readings) -> Readings:
+    """Read further rows with the features and the label of `base`; one class of it will do.
+
+    Raises:
+        DataError: a column of `base` is missing, or the files cannot be used as the spec asks.
+    """
+    table = read_table(files)
+    names = table.columns.column_names
+    for name in (base.label, *base.rows.features):
+        if name not in names:
+            raise DataError(
+                f"{table.files[0].name}: no column {name!r}, which the data that it is added to "
+                f"has; there is {', '.join(names)}{nearest(name, names)}"
+            )
+    y = columns.labels(table, base.label, needs_both=False)
+    roles = _roles(table, data, base.label)
+    order = _recorded_order(table, roles)
+    features = list(base.rows.features)
+    for name in features:
+        columns.require_numeric(table, name)
+    x = columns.matrix(table, features)
+    kept = _judge_nonfinite(table, x, features, data)
+    grouping = _group(table, roles, _find_clocks(table, roles, order), order, x, y)
+    index = order[kept[order]]
+    return Readings(
+        rows=Rows(
+            x=x[index],
+            y=y[index],
+            group=grouping.group[kept[order]],
+            row_id=columns.row_ids(table, roles.id)[index],
+            features=base.rows.features,
+        ),
+        grouped_by=grouping.grouped_by,
+        name_group=grouping.name_group,
+        label=base.label,
+        num_dropped=int(np.sum(~kept)),
+    )
+
+
 def _find_roles(table: Table, data: DataSpec) -> tuple[NDArray[np.int8], _Roles]:
     """The labels [N] and the columns that are no features, as the spec or else the file says."""
     declared = table.roles
@@ -110,14 +150,18 @@ def _find_roles(table: Table, data: DataSpec) -> tuple[NDArray[np.int8], _Roles]
             f"{table.files[0].name}: {len(y)} rows; at least {MIN_ROWS} are needed to train, "
             "validate and test. Add data"
         )
-    roles = _Roles(
+    return y, _roles(table, data, label)
+
+
+def _roles(table: Table, data: DataSpec, label: str) -> _Roles:
+    declared = table.roles
+    return _Roles(
         label=label,
         group=data.group_column or (declared.group if declared else None),
         time=data.time_column or (declared.time if declared else None),
         id=data.id_column or (declared.id if declared else None),
         true_probability=declared.true_probability if declared else None,
     )
-    return y, roles
 
 
 def _recorded_order(table: Table, roles: _Roles) -> NDArray[np.int64]:
@@ -187,7 +231,7 @@ def _choose_features(
 
 
 def _judge_nonfinite(
-    table: Table, x: NDArray[np.float32], y: NDArray[np.int8], features: list[str], data: DataSpec
+    table: Table, x: NDArray[np.float32], features: list[str], data: DataSpec
 ) -> NDArray[np.bool_]:
     """The rows to keep under `data.nonfinite`, shape [N]. Infinite cells of `x` become NaN."""
     if data.nonfinite == "refuse":
@@ -196,16 +240,27 @@ def _judge_nonfinite(
     x[is_missing] = np.nan
     if data.nonfinite != "drop":
         return np.ones(len(x), bool)
-    kept = is_missing.sum(axis=1) == 0
-    if kept.sum() < MIN_ROWS or len(np.unique(y[kept])) < 2:
-        worst = int(np.argmax(is_missing.sum(axis=0)))
-        raise DataError(
-            f"{table.files[0].name}: data.nonfinite=drop leaves {kept.sum()} of {len(x)} rows and "
-            f"{len(np.unique(y[kept]))} of 2 classes; column {features[worst]!r} is empty, NaN or "
-            f"infinite in {is_missing[:, worst].sum()}. Leave it out of data.feature_columns, or "
-            "set data.nonfinite to impute"
-        )
-    return kept
+    return is_missing.sum(axis=1) == 0
+
+
+def _refuse_few_left(
+    table: Table,
+    x: NDArray[np.float32],
+    y: NDArray[np.int8],
+    kept: NDArray[np.bool_],
+    features: list[str],
+) -> None:
+    """Raise DataError if data.nonfinite=drop leaves too little."""
+    if kept.all() or (kept.sum() >= MIN_ROWS and len(np.unique(y[kept])) == 2):
+        return
+    is_missing = np.isnan(x)
+    worst = int(np.argmax(is_missing.sum(axis=0)))
+    raise DataError(
+        f"{table.files[0].name}: data.nonfinite=drop leaves {kept.sum()} of {len(x)} rows and "
+        f"{len(np.unique(y[kept]))} of 2 classes; column {features[worst]!r} is empty, NaN or "
+        f"infinite in {is_missing[:, worst].sum()}. Leave it out of data.feature_columns, or "
+        "set data.nonfinite to impute"
+    )
 
 
 def _group(

@@ -16,6 +16,7 @@ class DataSpec(Section):
 
     source: Literal["simulator", "table"] | None = None  # default: table if a path is given
     path: str | None = None  # table: a file, folder, glob or s3:// prefix of CSV or Parquet
+    added: list[str] = []  # more tables, for train alone: val and test stay as they are
     samples: Annotated[int, Field(ge=100)] | None = None  # simulator: default 100,000
     generator: Literal["episodes", "independent"] | None = None  # simulator: default episodes
     label_column: str | None = None
@@ -44,6 +45,10 @@ class DataSpec(Section):
         if source == "table" and not self.path:
             raise ValueError(
                 "data.source=table needs data.path: a file, folder, glob or s3:// prefix"
+            )
+        if self.added and self.shuffle_labels:
+            raise ValueError(
+                "shuffle_labels is an experiment on data.path alone; leave data.added out"
             )
         values: dict[str, Any] = {"source": source}
         if source == "simulator":

@@ -36,6 +36,21 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def add_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files into a bundle, and into its index.
+
+    Raises:
+        JobFailed: a file that is there already is missing or altered; names it.
+    """
+    about = read_index(folder)
+    files = dict(about.pop("files"))
+    for name, content in contents.items():
+        assert name not in files, name
+        (folder / name).write_bytes(content)
+        files[name] = hashlib.sha256(content).hexdigest()
+    write_index(folder, about, files)
+
+
 def verify(folder: Path, files: Mapping[str, str]) -> None:
     """Compare each file with its sha256.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
@@ -15,7 +15,9 @@ from ray_jobs.sections import JobSpec
 from ray_jobs.storage import Storage
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow.models import ModelSignature
+    from numpy.typing import NDArray
 
     from ray_jobs.run import Run
 
@@ -33,11 +35,30 @@ class ModelForm:
     tags: dict[str, str]
 
 
+def draw(num_rows: int, num: int, seed: int) -> NDArray[np.int64]:
+    """At most `num` different ones of `num_rows`, ascending."""
+    import numpy as np
+
+    chosen = np.random.default_rng(seed).choice(num_rows, min(num, num_rows), replace=False)
+    return np.sort(chosen)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A row of a split, as the scoring app takes it."""
+
+    media_type: str
+    body: bytes
+    group: int  # rows of one group were recorded together
+
+
 class Workload(ABC):
     """One kind of job. Its methods import what they need when they are called."""
 
     spec: ClassVar[type[JobSpec]]
     preparation: ClassVar[str]  # module:function that makes the dataset of a spec's `data`
+    # Rows of train and of test that are kept with a model, for live ones to be compared with.
+    num_reference: ClassVar[tuple[int, int]] = (2000, 500)
     stops_when_asked: ClassVar[bool] = False  # Run.request_stop() ends it with a checkpoint
 
     def prepare(
@@ -98,3 +119,19 @@ class Workload(ABC):
     @abstractmethod
     def write_model(self, run: Run, result: JobResult, folder: Path) -> ModelForm:
         """Write the finished model into an empty folder. No pickle."""
+
+    @abstractmethod
+    def requests(self, run: Run, data: DataSummary, split: str, num: int) -> Iterator[Request]:
+        """At most `num` rows of a split, drawn at random by the run's seed, in their own order.
+
+        Raises:
+            DataError: the dataset's files are damaged or gone.
+        """
+
+    def example(self, run: Run, data: DataSummary) -> Request:
+        """A row of test, which a deployed model is asked for.
+
+        Raises:
+            DataError: the dataset's files are damaged or gone.
+        """
+        return next(self.requests(run, data, "test", 1))

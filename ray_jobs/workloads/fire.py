@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
@@ -13,9 +13,9 @@ from pydantic import Field, field_validator
 from ray_jobs.data.spec import DataSpec
 from ray_jobs.models.base import MemberConfig
 from ray_jobs.models.registry import FAMILIES
-from ray_jobs.result import JobResult, MemberResult
+from ray_jobs.result import DataSummary, JobResult, MemberResult
 from ray_jobs.sections import JobSpec, Section
-from ray_jobs.workloads.base import ModelForm, Workload
+from ray_jobs.workloads.base import ModelForm, Request, Workload, draw
 
 if TYPE_CHECKING:
     from ray_jobs.run import Run
@@ -190,6 +190,15 @@ class Fire(Workload):
             ),
             tags={},
         )
+
+    def requests(self, run: Run, data: DataSummary, split: str, num: int) -> Iterator[Request]:
+        """Each stands alone, without the readings before it."""
+        from ray_jobs.data.prepare import load_rows
+
+        rows = load_rows(run.storage, data, split)
+        rows = rows.take(draw(len(rows), num, run.spec.seed))
+        for x, group in zip(rows.x.tolist(), rows.independent.tolist(), strict=True):
+            yield Request("text/csv", ",".join(map(repr, x)).encode(), group)
 
 
 WORKLOAD = Fire()

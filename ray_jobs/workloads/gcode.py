@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,12 +15,13 @@ from ray_jobs.models.gcode_spec import GcodeLossSpec, GcodeModelSpec, ValueToler
 from ray_jobs.result import DataSummary, JobResult, MemberResult, SplitMetrics
 from ray_jobs.storage import Storage
 from ray_jobs.training.spec import TrainSpec
-from ray_jobs.workloads.base import ModelForm
+from ray_jobs.workloads.base import ModelForm, Request, draw
 from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkSpec, NetworkWorkload
 
 if TYPE_CHECKING:
     import torch
 
+    from ray_jobs.data.machine_logs.windows import Windows
     from ray_jobs.gcode_metrics import GcodeLines
     from ray_jobs.run import Run
     from ray_jobs.training.gcode_decoding import GcodeDecoding
@@ -195,6 +197,16 @@ class Gcode(NetworkWorkload):
             tags={},
         )
 
+    def requests(self, run: Run, data: DataSummary, split: str, num: int) -> Iterator[Request]:
+        """Each is one window."""
+        from ray_jobs.data.machine_logs.windows import load_windows
+
+        windows = load_windows(run.storage, data, split)
+        for number in draw(len(windows), num, run.spec.seed).tolist():
+            table = {"columns": windows.features, "data": _measured(windows, number)}
+            body = json.dumps({"dataframe_split": table}).encode()
+            yield Request("application/json", body, int(windows.run[number]))
+
 
 def _decode_rivals(run: Run) -> dict[str, dict[str, GcodeLines]]:
     """What the baseline and a constant say of val and test."""
@@ -221,16 +233,23 @@ def _decode_rivals(run: Run) -> dict[str, dict[str, GcodeLines]]:
 
 def _example_rows(run: Run, data: DataSummary) -> Any:
     """The rows of a window of val, in the features' own units."""
-    import numpy as np
     import pandas as pd
 
     from ray_jobs.data.machine_logs.windows import load_windows
 
     windows = load_windows(run.storage, data, "val")
+    return pd.DataFrame(_measured(windows, 0), columns=list(windows.features), dtype=float)
+
+
+def _measured(windows: Windows, number: int) -> list[list[float | None]]:
+    """The rows of a window in the features' own units; None where not measured."""
+    import numpy as np
+
     frame = windows.frame
-    (x,), (mask,) = windows.batch(np.array([0]))
-    rows = np.where(mask, x * np.array(frame.std) + np.array(frame.mean), np.nan)
-    return pd.DataFrame(rows, columns=list(frame.features))
+    (x,), (mask,) = windows.batch(np.array([number]))
+    rows = (x * np.array(frame.std) + np.array(frame.mean)).astype(object)
+    rows[~mask] = None
+    return rows.tolist()
 
 
 WORKLOAD = Gcode()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray_jobs.data.images.spec import ImageDataSpec
+from ray_jobs.errors import DataError
 from ray_jobs.models.image_classifier import ImageModelSpec
 from ray_jobs.result import DataSummary, JobResult, MemberResult
 from ray_jobs.storage import Storage
-from ray_jobs.workloads.base import ModelForm
+from ray_jobs.workloads.base import ModelForm, Request, draw
 from ray_jobs.workloads.network import MODEL, TEST, VAL, NetworkSpec, NetworkWorkload
 
 if TYPE_CHECKING:
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from ray_jobs.class_predictions import ClassPredictions
     from ray_jobs.run import Run
     from ray_jobs.training.image_classification import ImageClassification
+
+
+_JPEG = "image/jpeg"
+_MEDIA_TYPES = {b"\xff\xd8\xff": _JPEG, b"\x89PNG\r\n\x1a\n": "image/png"}  # by first bytes
+_MAX_EXAMPLE_BYTES, _EXAMPLE_PX = 200_000, 512
 
 
 class WasteSpec(NetworkSpec):
@@ -54,6 +61,7 @@ class Waste(NetworkWorkload):
 
     spec = WasteSpec
     preparation = "ray_jobs.data.images.prepare:prepare_images"
+    num_reference = (500, 200)  # pictures take milliseconds to decode, and more to classify
 
     def task(
         self,
@@ -142,6 +150,38 @@ class Waste(NetworkWorkload):
             ),
             tags={},
         )
+
+    def requests(self, run: Run, data: DataSummary, split: str, num: int) -> Iterator[Request]:
+        from ray_jobs.data.images.manifest import load_manifest, read_bytes
+
+        rows = load_manifest(run.storage, data).rows(split)
+        for number in draw(len(rows), num, run.spec.seed).tolist():
+            path = rows.path[number]
+            try:
+                content = read_bytes(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read any more ({error})") from None
+            yield Request(_media_type(content), content, int(rows.group[number]))
+
+    def example(self, run: Run, data: DataSummary) -> Request:
+        """As any workload's; a large picture is made small, as it is kept in the model's files."""
+        from dataclasses import replace
+
+        from ray_jobs.data.images.decode import decode
+
+        request = super().example(run, data)
+        if len(request.body) <= _MAX_EXAMPLE_BYTES and request.body.startswith(tuple(_MEDIA_TYPES)):
+            return request
+        picture, _ = decode(request.body, max_pixels=run.spec.data.max_pixels)
+        picture.thumbnail((_EXAMPLE_PX, _EXAMPLE_PX))
+        stream = io.BytesIO()
+        picture.save(stream, "JPEG", quality=90)
+        return replace(request, media_type=_JPEG, body=stream.getvalue())
+
+
+def _media_type(content: bytes) -> str:
+    """Of a picture's file; the scoring app takes other formats, too, under JPEG's name."""
+    return next((kind for head, kind in _MEDIA_TYPES.items() if content.startswith(head)), _JPEG)
 
 
 def _picture_opener(run: Run) -> Callable[[int], Any]:

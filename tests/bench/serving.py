@@ -33,8 +33,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-from pipelines.serving import fetch
 from ray_jobs.data.features import FEATURES
+from ray_jobs.deployments.release import fetch
 from ray_jobs.errors import SpecError
 from ray_jobs.storage import Storage
 from ray_jobs.tracking.models import find_model
@@ -223,11 +223,12 @@ def train(storage: Path, overrides: Sequence[str]) -> None:
 
 
 def compare(storage: Path, options: argparse.Namespace, scratch: Path) -> list[Measured]:
-    model, folder = fetch(str(storage), "fire", None)
+    release = fetch(Storage(str(storage)), "fire")
+    model = release.model
     print(f"model {model}, {os.cpu_count()} CPUs", flush=True)
     ours = [
-        sys.executable, "-m", "ray_jobs.serve", "--model", str(folder), "--port", "PORT",
-        "--version", str(model.version), "--digest", folder.name,
+        sys.executable, "-m", "ray_jobs.serve", "--model", str(release.bundle), "--port", "PORT",
+        "--version", str(model.version), "--digest", release.digest,
     ]  # fmt: skip
     theirs = [
         sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model.uri,

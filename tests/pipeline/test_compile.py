@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from kfp import compiler
 
-from pipelines import gcode, waste
+from pipelines import gcode, retrain, waste
 from pipelines.fire import pipeline
 from ray_jobs.spec import load_spec
 
@@ -73,3 +74,46 @@ def test_a_network_is_checked_before_it_trains_and_swept_if_its_description_says
     for before, after in pairwise(order):
         assert tasks[after]["dependentTasks"] == [before]
     assert "pip install" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["fire", "waste", "gcode"])
+@pytest.mark.parametrize("target", [None, "local"])
+def test_what_is_registered_may_be_promoted_and_deployed(
+    tmp_path: Path, name: str, target: str | None
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    made = import_module(f"pipelines.{name}").pipeline(promote=True, deploy=target)
+    compiler.Compiler().compile(made, str(path))
+    ir = yaml.safe_load(path.read_text())
+    tasks = ir["root"]["dag"]["tasks"]
+    assert "register" in tasks["promote"]["dependentTasks"]
+    assert tasks["gate"]["dependentTasks"] == ["promote"]
+    assert ("deploy" in tasks) == (target is not None)
+    if target:
+        assert "gate" in tasks["deploy"]["dependentTasks"]
+        given = tasks["deploy"]["inputs"]["parameters"]["target"]
+        assert given["runtimeValue"]["constant"] == target
+    outputs = ir["components"]["comp-promote"]["outputDefinitions"]["artifacts"]
+    assert outputs["rules"]["artifactType"]["schemaTitle"] == "system.Markdown"
+    assert "pip install" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["fire", "waste", "gcode"])
+def test_retraining_compiles_around_the_pipeline_of_each_workload(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    job = load_spec(name, overrides=["tracking.model_name=mine"])
+    compiler.Compiler().compile(retrain.pipeline(job, deploy="local"), str(path))
+    ir = yaml.safe_load(path.read_text())
+    assert ir["pipelineInfo"]["name"] == f"{name}-retraining"
+    tasks = ir["root"]["dag"]["tasks"]
+    assert tasks["retrain"]["dependentTasks"] == ["drift"]
+    condition = tasks["condition-1"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--retrain-Output'] == 'yes'"
+    inner = ir["components"]["comp-condition-1"]["dag"]["tasks"]
+    assert set(inner) == {name, "promote", "gate", "deploy"}
+    assert name in inner["promote"]["dependentTasks"]
+    model = tasks["drift"]["inputs"]["parameters"]["model"]["runtimeValue"]["constant"]
+    assert model == "mine"
+    assert inner["promote"]["inputs"]["parameters"]["once_for_data"]["runtimeValue"]["constant"]

@@ -24,17 +24,20 @@ from ray_jobs.data.features import FEATURES
 from ray_jobs.data.machine_logs.windows import Frame
 from ray_jobs.ensembling.ensemble import Ensemble
 from ray_jobs.models.base import FitContext, MemberConfig
-from ray_jobs.models.bundle_files import write_index
+from ray_jobs.models.bundle_files import add_files, write_index
 from ray_jobs.models.gcode_bundle import write_gcode_bundle
 from ray_jobs.models.gcode_network import GcodeNetwork
 from ray_jobs.models.gcode_spec import GcodeModelSpec
 from ray_jobs.models.image_bundle import write_image_bundle
 from ray_jobs.models.image_classifier import ImageModelSpec, build_image_classifier, image_input
 from ray_jobs.models.registry import FAMILIES
+from ray_jobs.monitoring.reference import REFERENCE, make_reference
 from ray_jobs.result import Objective
 from ray_jobs.serving.app import create_app
-from ray_jobs.serving.model import Model
+from ray_jobs.serving.example import EXAMPLE, record_example
+from ray_jobs.serving.model import Model, load_model
 from ray_jobs.serving.service import Service
+from ray_jobs.workloads.base import Request
 
 PUBLISHED = "25.0,5.0,45.0,40.0,10.0,5.0,2.0,1.0,3.0,1.5,5.0,2.0,30.0,5.0,1.0,450.0,50.0,5.0"
 CSV, JSON = "text/csv", "application/json"
@@ -120,6 +123,16 @@ def readings(num_rows: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(20, 10, (num_rows, 18)).astype(np.float32)
 
 
+def complete(folder: Path, requests: Sequence[Request]) -> None:
+    """Add an example and a reference, as a registered model has them."""
+    scorer = load_model(folder).scorer
+    example = record_example(scorer, requests[0].media_type, requests[0].body)
+    num_rows = dict.fromkeys(("train", "test"), len(requests) // 2)
+    reference = make_reference(scorer, requests[::2], requests[1::2], num_rows)
+    contents = {EXAMPLE: example.to_json(), REFERENCE: reference.model_dump_json()}
+    add_files(folder, {name: content.encode() for name, content in contents.items()})
+
+
 @cache
 def fire_folder() -> Path:
     """A bundle of four tiny members; not to be written to."""
@@ -151,6 +164,7 @@ def fire_folder() -> Path:
         }
     )
     write_index(folder, describe(FEATURES, ensemble, configs), files)
+    complete(folder, [Request(CSV, to_csv(row[None]).encode(), i // 10) for i, row in enumerate(x)])
     return folder
 
 
@@ -161,6 +175,7 @@ def waste_folder() -> Path:
     spec = ImageModelSpec(name="test_resnet", pretrained=False, image_size=32)
     network = build_image_classifier(spec, len(CLASSES)).eval()
     write_image_bundle(folder, network, spec, CLASSES, image_input(network, spec))
+    complete(folder, [Request("image/png", picture(seed), seed) for seed in range(60)])
     return folder
 
 
@@ -174,7 +189,17 @@ def gcode_folder() -> Path:
     network = GcodeNetwork(spec, num_features=3, num_commands=3, window=6, learns_weights=False)
     network.param_value.fit(torch.randn(20, 5) * 3)
     write_gcode_bundle(folder, network.eval(), spec, FRAME)
+    complete(folder, [Request(JSON, run_rows(seed), seed) for seed in range(60)])
     return folder
+
+
+def run_rows(seed: int, num_rows: int = 6) -> bytes:
+    """Rows of a run as JSON, some of them without a value."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(FRAME.mean, FRAME.std, (num_rows, 3)).astype(object)
+    rows[rng.random(rows.shape) < 0.1] = None
+    table = {"columns": FRAME.features, "data": rows.tolist()}
+    return json.dumps({"dataframe_split": table}).encode()
 
 
 def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:

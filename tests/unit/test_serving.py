@@ -300,6 +300,9 @@ def test_what_is_asked_beside(fire: TestClient) -> None:
     model = load_model(fire_folder(), version="7")
     about = fire.get("/version").json()
     assert about.pop("versions").keys() >= {"python", "emberline", "scikit-learn"}
+    champion = {"variant": "champion", "version": "7", "digest": model.digest, "weight": 1.0,
+                "is_shadow": False}  # fmt: skip
+    assert about.pop("variants") == [champion]
     assert about == {"name": "fire", "version": "7", "workload": "fire", "digest": model.digest}
     assert fire.get("/ping").json() == {"status": "ready"}
     assert fire.get("/nothing").status_code == 404
@@ -318,12 +321,13 @@ def test_the_metrics_count_what_was_answered() -> None:
         for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
-    assert samples["emberline_requests_total", ("code", "200")] == 1
-    assert samples["emberline_requests_total", ("code", "422")] == 1
-    assert samples["emberline_rows_total",] == 8
-    assert samples["emberline_batch_rows_count",] == 1
-    assert samples["emberline_request_seconds_count",] == 2
+    champion = ("variant", "champion")
+    assert samples["emberline_requests_total", ("code", "200"), champion] == 1
+    assert samples["emberline_requests_total", ("code", "422"), champion] == 1
+    assert samples["emberline_rows_total", champion] == 8
+    assert samples["emberline_batch_rows_count", champion] == 1
+    assert samples["emberline_request_seconds_count", champion] == 2
     assert samples["emberline_requests_in_flight",] == 0
     assert samples["emberline_ready",] == 1
     (model,) = (key for key in samples if key[0] == "emberline_model_info")
-    assert ("name", "cutter") in model
+    assert {("name", "cutter"), champion} <= set(model[1:])

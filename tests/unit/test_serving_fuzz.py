@@ -64,7 +64,12 @@ MEDIA_TYPES = st.sampled_from([CSV, JSON, "image/png", "image/jpeg", "text/csv;c
 HEADER = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
 HEADERS = st.fixed_dictionaries(
     {"content-type": MEDIA_TYPES | HEADER},
-    optional={"accept": HEADER | st.just("*/*"), "content-encoding": HEADER, "x-other": HEADER},
+    optional={
+        "accept": HEADER | st.just("*/*"),
+        "content-encoding": HEADER,
+        "x-request-id": HEADER,
+        "x-other": HEADER,
+    },
 )
 
 

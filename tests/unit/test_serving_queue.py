@@ -111,7 +111,7 @@ def test_a_failure_is_the_failure_of_one_request() -> None:
             500,
             {"error": "the model failed; the server's log says how"},
         )
-        assert 'requests_total{code="500"} 1.0' in client.get("/metrics").text
+        assert 'requests_total{code="500",variant="champion"} 1.0' in client.get("/metrics").text
 
 
 def test_who_waits_too_long_is_told_so_and_not_scored() -> None:

@@ -77,8 +77,9 @@ def doubts(manifest: Manifest, summary: DataSummary, shares: SplitShares) -> Ite
                 "is measured there of each is a guess"
             )
     yield from _cluster_doubts(manifest)
-    num_usable = sum(split.num_rows for split in summary.splits.values())
-    found = {name: split.num_rows / num_usable for name, split in summary.splits.items()}
+    num_split = {name: split.num_rows for name, split in summary.splits.items()}
+    num_split["train"] -= summary.num_added  # which were not split
+    found = {name: count / sum(num_split.values()) for name, count in num_split.items()}
     if any(abs(found[name] - getattr(shares, name)) > SHARE_TOLERANCE for name in found):
         yield (
             f"whole groups make the splits {' / '.join(f'{x:.1%}' for x in found.values())} of the "

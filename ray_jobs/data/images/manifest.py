@@ -49,7 +49,7 @@ class Manifest:
     """
 
     path: Text  # absolute, or a URI
-    source: NDArray[np.int64]  # index into data.sources
+    source: NDArray[np.int64]  # index into data.sources, and behind them data.added
     source_class: Text  # the folder's name
     label: NDArray[np.int64]  # index into the classes; -1: none
     sha256: Text  # of the file's bytes; "" if they could not be read

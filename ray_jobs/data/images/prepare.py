@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.data.dataset import SPLITS
+from ray_jobs.data.images.added import mark_added_copies, put_in_train
 from ray_jobs.data.images.decode import REASONS
 from ray_jobs.data.images.doubts import DRAWN, doubts, judge_share, refuse_few_classes
 from ray_jobs.data.images.manifest import Manifest, load_manifest, row_id
@@ -34,8 +35,8 @@ from ray_jobs.storage import Storage
 __all__ = ["load_manifest", "prepare_images"]
 
 _MODULES = (
-    "decode", "doubts", "manifest", "near_duplicates", "prepare", "procedural", "scan", "sources",
-    "splits",
+    "added", "decode", "doubts", "manifest", "near_duplicates", "prepare", "procedural", "scan",
+    "sources", "splits",
 )  # fmt: skip
 
 
@@ -71,18 +72,20 @@ def prepare_images(
         emit("progress", done=done, total=total, unit="pictures")
 
     sources: Sequence[ImageSource] = data.sources
-    cache = None
+    summary = cache = None
     if is_drawn := data.source == "procedural":
-        folder = _folder(workload, data, seed, "")
+        # Whatever is added, the same pictures are drawn to the same place.
+        folder = _folder(workload, data.model_copy(update={"added": []}), seed, "")
         sources = [ImageSource(path=storage.display(f"{folder}/pictures"))]
-        summary = read_summary(storage, folder)
+        summary = None if data.added else read_summary(storage, folder)
         if summary is not None:
             num_files = summary.scan.num_files if summary.scan else 0
             emit("progress", done=num_files, total=num_files, unit="pictures", cached=True)
             return _tell(summary, emit)
         _draw(data, seed, storage, f"{folder}/pictures", num_workers, progress)
-    else:
-        cache = ScanCache(storage, workload, [source.path for source in sources], data.max_pixels)
+    if data.added or not is_drawn:
+        paths = [source.path for source in (*sources, *data.added)]
+        cache = ScanCache(storage, workload, paths, data.max_pixels)
     inventory = find_pictures(data, sources)
     findings = scan(
         inventory.files,
@@ -91,11 +94,15 @@ def prepare_images(
         progress=progress,
         cache=cache,
     )
-    if not is_drawn:
+    if data.added or not is_drawn:
         folder = _folder(workload, data, seed, _content(inventory.files, findings))
         summary = read_summary(storage, folder)
     if summary is None:
         manifest = _manifest(inventory.files, findings)
+        is_added = _is_added(manifest, data)
+        mark_copies(manifest, ~is_added)
+        mark_added_copies(manifest, is_added)
+        mark_copies(manifest, is_added)
         summary = _split_and_write(manifest, inventory, data, seed, storage, folder)
     return _tell(summary, emit)
 
@@ -149,11 +156,16 @@ def _draw(
     )
 
 
+def _is_added(manifest: Manifest, data: ImageDataSpec) -> NDArray[np.bool_]:
+    """Which pictures are of data.added. Shape [N]."""
+    return manifest.source >= max(1, len(data.sources))  # drawn ones are one source
+
+
 def _manifest(files: Sequence[PictureFile], findings: Sequence[Finding]) -> Manifest:
-    """All pictures, not yet split; copies of a picture are marked."""
+    """All pictures, not yet split."""
     ids = [row_id(file.source, file.name) for file in files]
     assert len(set(ids)) == len(ids), "two pictures with one id"
-    manifest = Manifest(
+    return Manifest(
         path=_texts(file.path for file in files),
         source=np.array([file.source for file in files], np.int64),
         source_class=_texts(file.source_class for file in files),
@@ -169,18 +181,16 @@ def _manifest(files: Sequence[PictureFile], findings: Sequence[Finding]) -> Mani
         group=np.full(len(files), -1, np.int64),
         row_id=np.array(ids, np.int64),
     )
-    _mark_copies(manifest)
-    return manifest
 
 
 def _texts(values: Iterator[str]) -> NDArray[np.object_]:
     return np.array(list(values), dtype=object)
 
 
-def _mark_copies(manifest: Manifest) -> None:
+def mark_copies(manifest: Manifest, chosen: NDArray[np.bool_]) -> None:
     """Leave out all but the first of equal files, and all if their classes differ; in place."""
     copies: dict[str, list[int]] = {}
-    for i in np.flatnonzero(manifest.is_usable).tolist():
+    for i in np.flatnonzero(manifest.is_usable & chosen).tolist():
         copies.setdefault(manifest.sha256[i], []).append(i)
     for first, *others in copies.values():
         if len({int(manifest.label[i]) for i in (first, *others)}) > 1:
@@ -205,7 +215,8 @@ def _split_and_write(
     path = f"{folder}/manifest.parquet"
     manifest.write(storage, path)  # also for whoever is refused below
     warnings = [*inventory.warnings, *judge_share(manifest, data, storage.display(path))]
-    usable = np.flatnonzero(manifest.is_usable)
+    is_added = _is_added(manifest, data)
+    usable = np.flatnonzero(manifest.is_usable & ~is_added)
     refuse_few_classes(manifest.label[usable], data.classes)
     # By id: neither splits nor codes may depend on the order in which files were listed.
     usable = usable[np.argsort(manifest.row_id[usable])]
@@ -216,6 +227,13 @@ def _split_and_write(
         manifest.label[usable], manifest.group[usable], data.classes, data.split, seed=seed
     )
     manifest.split[usable] = np.array(SPLITS, dtype=object)[split]
+    num_added = num_withheld = 0
+    if data.added:
+        num_added, num_withheld = put_in_train(manifest, is_added, data.near_duplicate_bits)
+        inventory.notes.append(
+            f"data.added: {num_added} pictures went to train; {num_withheld} were left out, for "
+            "val or test has them or one like them"
+        )
     manifest.write(storage, path)
     drawn = data.source == "procedural"
     paths = ",".join(source.path for source in data.sources)
@@ -228,6 +246,8 @@ def _split_and_write(
         scan=_scan_summary(manifest, path),
         splits={name: _split_summary(manifest, name, data.classes) for name in SPLITS},
         grouped_by="near-duplicates",
+        num_added=num_added,
+        num_withheld=num_withheld,
         leakage=LeakageReport(
             duplicates=DuplicateReport(
                 num_exact=_num_exact(manifest), num_near=len(usable) - len(first)

@@ -30,7 +30,7 @@ _NEEDED = "the folder whose subfolders are the classes"
 class PictureFile:
     """One file under a class folder."""
 
-    source: int  # index into data.sources
+    source: int  # index into data.sources, and behind them data.added
     source_class: str
     label: int  # index into data.classes
     name: str  # below the source, with /
@@ -66,14 +66,16 @@ class _Folder:
 
 
 def find_pictures(data: ImageDataSpec, sources: Sequence[ImageSource]) -> Inventory:
-    """The pictures of all sources and their classes. Nothing is opened.
+    """The pictures of all sources and their classes, then those of data.added. Nothing is opened.
 
     Raises:
         DataError: a path is not a folder of class folders, or a class folder has no class.
     """
     inventory = Inventory()
-    for index, source in enumerate(sources):
-        folder = _list_folder(source.path, f"data.sources.{index}")
+    keys = [f"data.sources.{i}" for i in range(len(sources))]
+    keys += [f"data.added.{i}" for i in range(len(data.added))]
+    for index, (key, source) in enumerate(zip(keys, [*sources, *data.added], strict=True)):
+        folder = _list_folder(source.path, key)
         known = {*data.classes, *source.map, *source.ignore}
         _check_level(folder, known)
         _add(inventory, index, folder, source, data)

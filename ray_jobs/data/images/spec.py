@@ -44,6 +44,7 @@ class ImageDataSpec(Section):
 
     source: Literal["procedural", "image-folders"] | None = None  # default: folders if any is given
     sources: list[ImageSource] = []
+    added: list[ImageSource] = []  # more folders, for train alone: val and test stay as they are
     classes: Annotated[list[str], Field(min_length=2)] = list(WASTE_CLASSES)  # order: their numbers
     samples: int | None = None  # procedural: pictures in all; default 600, at least 10 a class
     picture_size: Annotated[int, Field(ge=16, le=1024)] | None = None  # procedural: px; default 64
@@ -93,6 +94,14 @@ class ImageDataSpec(Section):
             object.__setattr__(self, key, value)
         return self
 
+    @field_validator("added", mode="before")
+    @classmethod
+    def _as_sources(cls, added: Any) -> Any:
+        """A path alone is a folder whose subfolders are called as the classes are."""
+        if not isinstance(added, list):
+            return added
+        return [{"path": entry} if isinstance(entry, str) else entry for entry in added]
+
     @model_validator(mode="after")
     def _known_targets(self) -> ImageDataSpec:
         for fault in self._map_faults():
@@ -100,12 +109,13 @@ class ImageDataSpec(Section):
         return self
 
     def _map_faults(self) -> Iterator[str]:
-        for i, source in enumerate(self.sources):
-            for name, target in source.map.items():
-                if target not in self.classes:
-                    near = difflib.get_close_matches(target, self.classes, n=1, cutoff=0.5)
-                    guess = f" (did you mean {near[0]!r}?)" if near else ""
-                    yield f"sources.{i}.map.{name}: no class {target!r} in data.classes{guess}"
+        for key in ("sources", "added"):
+            for i, source in enumerate(getattr(self, key)):
+                for name, target in source.map.items():
+                    if target not in self.classes:
+                        near = difflib.get_close_matches(target, self.classes, n=1, cutoff=0.5)
+                        guess = f" (did you mean {near[0]!r}?)" if near else ""
+                        yield f"{key}.{i}.map.{name}: no class {target!r} in data.classes{guess}"
 
     @model_validator(mode="after")
     def _warns_before_it_stops(self) -> ImageDataSpec:

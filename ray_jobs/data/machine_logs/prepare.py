@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs.data.added import AddedTable, find_tables
 from ray_jobs.data.dataset import SPLITS
+from ray_jobs.data.machine_logs.added import extend, without_repeats
 from ray_jobs.data.machine_logs.columns import choose_columns, find_copies
 from ray_jobs.data.machine_logs.leaks import Leak, LeakRows, find_leaks
 from ray_jobs.data.machine_logs.runs import Logs, Run, read_runs
@@ -71,20 +73,24 @@ def prepare_machine_logs(
             gives a target away.
     """
     files = find_files(data.path) if data.path else []
-    folder = f"datasets/{workload}-{_key(data, seed, files)[:16]}"
+    added = find_tables(data.added)
+    folder = f"datasets/{workload}-{_key(data, seed, files, added)[:16]}"
     summary = read_summary(storage, folder)
     if summary is not None:
         num_windows = sum(split.num_rows for split in summary.splits.values())
         emit("progress", done=num_windows, total=num_windows, unit="windows", cached=True)
     else:
         logs = read_runs(files, data) if files else _simulate(data, seed, emit)
-        summary = _write(cut_and_split(logs, data, seed), data, seed, storage, folder, emit)
+        source = extend(cut_and_split(logs, data, seed), added, data)
+        summary = _write(source, data, seed, storage, folder, emit)
     for message in summary.warnings:
         emit("warning", message=message)
     return summary
 
 
-def _key(data: MachineLogsSpec, seed: int, files: Sequence[DataFile]) -> str:
+def _key(
+    data: MachineLogsSpec, seed: int, files: Sequence[DataFile], added: Sequence[AddedTable]
+) -> str:
     """Digest of everything that decides the rows, their targets and their splits."""
     code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -93,6 +99,7 @@ def _key(data: MachineLogsSpec, seed: int, files: Sequence[DataFile]) -> str:
         "data": data.model_dump(mode="json"),
         "seed": seed,
         "content": content_digest(files) if files else "",
+        "added": [table.digest() for table in added],
         "code": code.hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -123,19 +130,26 @@ def _write(
     assert data.window is not None
     in_train = source.train_rows(data.window)
     learned = [i for i, mask in enumerate(in_train) if mask.any()]
+    base = [i for i in learned if i < source.num_base_runs]  # what is added changes no feature
     columns, excluded = choose_columns(
-        [source.runs[i] for i in learned],
-        [in_train[i] for i in learned],
+        [source.runs[i] for i in base],
+        [in_train[i] for i in base],
         data.min_run_share,
         data.feature_columns,
     )
-    rows = _leak_rows(source, in_train, learned, columns)
+    rows = _leak_rows(source, in_train, base, columns)
     leaks = find_leaks(rows, seed=seed)
+    if len(base) < len(learned):  # which may show more
+        told = {(leak.column, leak.target) for leak in leaks}
+        more = find_leaks(_leak_rows(source, in_train, learned, columns), seed=seed)
+        leaks += [leak for leak in more if (leak.column, leak.target) not in told]
     kept, warnings = _judge(leaks, columns, data, source)
     places = [j for j, column in enumerate(columns) if column in kept]
     copies = find_copies(rows.x[:, places], [columns[j] for j in places])
     features = [column for column in columns if column in kept and column not in copies]
     matrices = [_matrix(run, features) for run in source.runs]
+    source = without_repeats(source, matrices, data.window)
+    in_train = source.train_rows(data.window)
     frame = _frame(source, matrices, in_train, features, data)
     for index, (matrix, targets) in enumerate(zip(matrices, source.targets, strict=True)):
         write_run(storage, folder, index, matrix, targets, features)
@@ -151,6 +165,8 @@ def _write(
         splits={name: _split_summary(source, i) for i, name in enumerate(SPLITS)},
         grouped_by={"by_run": "run", "by_operation": "operation"}.get(data.protocol),
         num_dropped=source.logs.num_dropped,
+        num_added=source.num_added,
+        num_withheld=source.num_withheld,
         leakage=LeakageReport(
             columns=[
                 ColumnLeak(
@@ -300,7 +316,8 @@ def _doubts(source: Source, frame: Frame, data: MachineLogsSpec) -> list[str]:
                 f"{name} has commands that train has not, which no model can name: "
                 + ", ".join(f"{c} ({n} windows)" for c, n in sorted(unseen.items()))
             )
-    shares = np.bincount(source.split, minlength=len(SPLITS)) / len(source.split)
+    split = source.split[: len(source.split) - source.num_added]
+    shares = np.bincount(split, minlength=len(SPLITS)) / len(split)
     asked = [getattr(data.split, name) for name in SPLITS]
     if any(
         abs(share - wanted) > SHARE_TOLERANCE for share, wanted in zip(shares, asked, strict=True)

@@ -23,6 +23,16 @@ from ray_jobs.errors import DataError
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Runs with their targets, cut into windows."""
+
+    logs: Logs
+    targets: list[RowTargets]
+    windows: WindowTable
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Source:
     """Runs with their targets, cut into windows and split."""
 
@@ -31,6 +41,9 @@ class Source:
     windows: WindowTable
     split: NDArray[np.int8]  # [N windows]
     notes: list[str]
+    num_base_runs: int  # the first ones; the others are of data.added
+    num_added: int = 0  # windows of data.added: the last ones
+    num_withheld: int = 0  # windows of data.added that are left out
 
     @property
     def runs(self) -> list[Run]:
@@ -56,6 +69,23 @@ def cut_and_split(logs: Logs, data: MachineLogsSpec, seed: int) -> Source:
 
     Raises:
         DataError: no window has a target, or there are too few runs or operations.
+    """
+    whole = cut(logs, data)
+    split = assign_splits(
+        whole.windows.run,
+        [run.name for run in logs.runs],
+        [run.operation for run in logs.runs],
+        data.split,
+        seed=seed,
+    )
+    return Source(logs, whole.targets, whole.windows, split, whole.notes, len(logs.runs))
+
+
+def cut(logs: Logs, data: MachineLogsSpec) -> Cut:
+    """Resolve the targets and cut the windows.
+
+    Raises:
+        DataError: no window has a target.
     """
     assert data.window is not None
     assert data.stride is not None
@@ -86,14 +116,7 @@ def cut_and_split(logs: Logs, data: MachineLogsSpec, seed: int) -> Source:
             f"no window has a target: the longest run has {max(lengths)} rows, and data.window is "
             f"{data.window}. Lower data.window, or give data.path other logs"
         )
-    split = assign_splits(
-        windows.run,
-        [run.name for run in runs],
-        [run.operation for run in runs],
-        data.split,
-        seed=seed,
-    )
-    return Source(logs, targets, windows, split, notes)
+    return Cut(logs, targets, windows, notes)
 
 
 def _logged(

@@ -28,6 +28,7 @@ class MachineLogsSpec(Section):
 
     source: Literal["simulator", "machine-logs"] | None = None  # default: by whether path is set
     path: str | None = None  # file, folder, glob or s3:// prefix of logs, one run a file
+    added: list[str] = []  # more logs, for train alone: val and test stay as they are
     runs: Annotated[int, Field(ge=MIN_SIMULATED_RUNS, le=10_000)] | None = None  # default 24
     gcode_column: str = "gcode_string"  # the line in force at a row
     time_column: str | None = None  # seconds, or h:mm:ss; only resample_s needs it

@@ -64,6 +64,21 @@ class WindowTable:
     def __len__(self) -> int:
         return len(self.run)
 
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> WindowTable:
+        """The windows at `index`, in that order."""
+        return WindowTable(
+            self.run[index], self.start[index], self.target_row[index], self.row_id[index]
+        )
+
+    def followed_by(self, other: WindowTable, num_runs: int) -> WindowTable:
+        """These windows, of `num_runs` runs, and those of further runs."""
+        return WindowTable(
+            np.r_[self.run, other.run + num_runs],
+            np.r_[self.start, other.start],
+            np.r_[self.target_row, other.target_row],
+            np.r_[self.row_id, other.row_id],
+        )
+
 
 @dataclass(frozen=True)
 class Windows:

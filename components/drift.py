@@ -1,0 +1,26 @@
+"""Look whether live data have drifted from what the champion was trained on."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def drift(model: str, storage: str, on: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+    """Whether a retraining is due: "yes" or "no".
+
+    Args:
+        on: `always`, or `drift`: only if there is some.
+    """
+    if on == "always":
+        return "yes"
+    if on != "drift":
+        from ray_jobs.errors import SpecError
+
+        raise SpecError(f"on={on!r}: it is always or drift")
+    from ray_jobs.drift import measure
+    from ray_jobs.storage import Storage
+
+    status = measure(Storage(storage), model).status
+    metrics.log_metric("drift", status)
+    return "yes" if status == "drift" else "no"
