@@ -67,7 +67,7 @@ def test_what_was_registered_by_other_means(registry: Registry) -> None:
 
 def test_files_that_are_gone(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(
-        JobFailed, match="fire version 1 has no bundle at .*: it was deleted, or reg"
+        JobFailed, match=r"fire version 1 has no bundle at .*: it was deleted, or reg"
     ):
         registry.download(registry.version("fire", 1), tmp_path)
 
