@@ -6,11 +6,12 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def drift(model: str, storage: str, on: str, metrics: dsl.Output[dsl.Metrics]) -> str:
+def drift(model: str, storage: str, on: str, since: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     """Whether a retraining is due: "yes" or "no".
 
     Args:
         on: `always`, or `drift`: only if there is some.
+        since: of the requests that are looked at: a span such as `7d`, or a time; "": of all.
     """
     if on == "always":
         return "yes"
@@ -18,9 +19,9 @@ def drift(model: str, storage: str, on: str, metrics: dsl.Output[dsl.Metrics]) -
         from ray_jobs.errors import SpecError
 
         raise SpecError(f"on={on!r}: it is always or drift")
-    from ray_jobs.drift import measure
+    from ray_jobs.drift import measure, parse_since
     from ray_jobs.storage import Storage
 
-    status = measure(Storage(storage), model).status
+    status = measure(Storage(storage), model, since=parse_since(since) if since else None).status
     metrics.log_metric("drift", status)
     return "yes" if status == "drift" else "no"

@@ -22,6 +22,7 @@ from pipelines.options import (
     Address,
     AnyRuns,
     Config,
+    DeployedOn,
     Detach,
     DryRun,
     Json,
@@ -278,6 +279,7 @@ def compare(
     confidence: Annotated[
         float | None, typer.Option(help="With --live: of each interval; default: 0.95.")
     ] = None,
+    target: DeployedOn = None,
     as_json: Json = False,
 ) -> None:
     """Runs side by side: validation and test, and what was set differently. With --live: the
@@ -293,12 +295,13 @@ def compare(
             name=name,
             since=since,
             outcomes=outcomes,
+            target=target,
             confidence=0.95 if confidence is None else confidence,
         )
         show(compared, as_json)
         return
-    if name or since or outcomes or confidence is not None:
-        raise SpecError("--name, --since, --outcomes and --confidence belong to --live")
+    if name or since or outcomes or target or confidence is not None:
+        raise SpecError("--name, --since, --outcomes, --target and --confidence belong to --live")
     from pipelines import inspection
 
     show(inspection.compare(storage, run_ids), as_json)

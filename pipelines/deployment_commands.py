@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.options import DEFAULT_STORAGE, Config, Json, Model, Overrides, Root, show
-from ray_jobs.errors import SpecError
+from ray_jobs.errors import EXIT_INTERRUPTED, SpecError
 
 if TYPE_CHECKING:
     from pipelines.deploy import DeployOutcome
@@ -95,7 +95,16 @@ def deploy(
         code = _follow(where, model, target, keys, 10 if interval is None else interval, as_json)
         raise typer.Exit(code)
     else:
-        show(deploying.deploy(where, model, version, target=target, overrides=keys), as_json)
+        try:
+            outcome = deploying.deploy(where, model, version, target=target, overrides=keys)
+        except KeyboardInterrupt:
+            typer.echo(
+                "interrupted; a change that had begun goes on: see emberline deployments, or give "
+                "the same command again to wait for it",
+                err=True,
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        show(outcome, as_json)
 
 
 def _follow(

@@ -86,6 +86,7 @@ def drift(
     input: str | None = None,
     alpha: float,
     output: Path | None = None,
+    target: str | None = None,
 ) -> DriftOutcome:
     """As `ray_jobs.drift.measure`; with `output`, the report is written there.
 
@@ -100,6 +101,7 @@ def drift(
         since=parse_since(since) if since else None,
         input=input,
         alpha=alpha,
+        target=target,
     )
     if output:
         write_report(report, output)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.options import DEFAULT_STORAGE, Json, Model, ModelVersion, Root, show
+from pipelines.options import DEFAULT_STORAGE, DeployedOn, Json, Model, ModelVersion, Root, show
 
 app = typer.Typer()
 
@@ -19,6 +19,7 @@ def drift(
     name: Annotated[
         str | None, typer.Option("--name", help="The deployment; default: the model's name.")
     ] = None,
+    target: DeployedOn = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -49,5 +50,6 @@ def drift(
         input=source,
         alpha=alpha,
         output=output,
+        target=target,
     )
     show(outcome, as_json)

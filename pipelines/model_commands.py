@@ -37,11 +37,17 @@ def promote(
     """Make a version the champion, if the gate lets it; exit 6 if not."""
     from pipelines import promotion
     from ray_jobs.spec import load_spec
+    from ray_jobs.storage import Storage
 
     where: Any = storage
-    if config or overrides:
-        workload = None if config else model
-        where = load_spec(workload, config=config, overrides=overrides or (), storage=storage)
+    if config:
+        where = load_spec(None, config=config, overrides=overrides or (), storage=storage)
+    elif overrides:
+        from ray_jobs.tracking.models import description_of, find_model
+        from ray_jobs.tracking.registry import CHALLENGER
+
+        root = Storage(storage)
+        where = description_of(root, find_model(root, model, version or CHALLENGER), overrides)
     show(promotion.promote(where, model, version, dry_run=dry_run), as_json)
 
 

@@ -54,6 +54,12 @@ StopOnInterrupt = Annotated[
     bool,
     typer.Option("--stop-on-interrupt", help="Ctrl-C stops the run at its target, too."),
 ]
+DeployedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="Where it is deployed; needed only where local and sagemaker both have it."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON, last on stdout.")]
 
 DEFAULT_STORAGE = "./runs"

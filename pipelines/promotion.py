@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ray_jobs.deploy import settle
 from ray_jobs.promote import Promotion, Refused
 from ray_jobs.promote import promote as promote_version
-from ray_jobs.promote import reconcile as reconcile_champion
 from ray_jobs.promote import rollback as roll_back
 
 if TYPE_CHECKING:
@@ -124,6 +124,6 @@ def rollback(where: JobSpec | str, model: str) -> PromotionOutcome:
     return PromotionOutcome(roll_back(where, model))
 
 
-def reconcile(where: JobSpec | str, model: str) -> ReconcileOutcome:
-    """As `ray_jobs.promote.reconcile`."""
-    return ReconcileOutcome(reconcile_champion(where, model))
+def reconcile(where: JobSpec | str, model: str, overrides: Sequence[str] = ()) -> ReconcileOutcome:
+    """As `ray_jobs.deploy.settle`."""
+    return ReconcileOutcome(settle(where, model, overrides))

@@ -13,8 +13,9 @@ from ray_jobs.sections import JobSpec
 
 
 def pipeline(job: JobSpec | None = None, *, deploy: str | None = None) -> Any:
-    """The pipeline of KFP, with parameters `data` (a list of URIs), `storage` and `on` (`always` or
-    `drift`). A recurring run of it retrains on a schedule.
+    """The pipeline of KFP, with parameters `data` (a list of URIs), `storage`, `on` (`always` or
+    `drift`) and `since` (`7d`: drift of the last week's requests). A recurring run of it retrains
+    on a schedule.
 
     drift -> retrain (old and new data, and the run that trains on them) -> the workload's pipeline
     -> promote -> deploy. Where the gate has seen the data, nothing follows `retrain`.
@@ -32,8 +33,8 @@ def pipeline(job: JobSpec | None = None, *, deploy: str | None = None) -> Any:
         name=f"{workload}-retraining",
         description="Train on old and new data, pass the gate, promote and deploy.",
     )
-    def retraining(data: list, storage: str, on: str = "always") -> None:
-        looked = drift(model=model, storage=storage, on=on)
+    def retraining(data: list, storage: str, on: str = "always", since: str = "") -> None:
+        looked = drift(model=model, storage=storage, on=on, since=since)
         found = retrain(
             workload=workload,
             model=model,

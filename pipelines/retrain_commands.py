@@ -27,6 +27,10 @@ def retrain(
     config: Config = None,
     overrides: Overrides = None,
     on: Annotated[str, typer.Option(help="always, or only on drift.")] = "always",
+    since: Annotated[
+        str | None,
+        typer.Option(help="With --on drift: of requests since: 7d, 12h, or a time in ISO 8601."),
+    ] = None,
     deploy: Annotated[
         bool | None,
         typer.Option("--deploy/--no-deploy", help="Default: where the model is deployed already."),
@@ -45,6 +49,8 @@ def retrain(
 
     if on not in ("always", "drift"):
         raise SpecError(f"--on {on}: it is always or drift")
+    if since and on != "drift":
+        raise SpecError("--since belongs to --on drift: it says which requests are looked at")
     if deploy is False and deploy_target:
         raise SpecError("--deploy-target belongs to --deploy; leave one of the two out")
     outcome = retraining.retrain(
@@ -56,6 +62,7 @@ def retrain(
         storage=storage,
         target=target,
         on=on,  # type: ignore[arg-type]
+        since=since,
         deploy=deploy,
         deploy_target=deploy_target,
         dry_run=dry_run,

@@ -77,6 +77,7 @@ def retrain(
     storage: str | None = None,
     target: str | None = None,
     on: On = "always",
+    since: str | None = None,
     deploy: bool | None = None,
     deploy_target: str | None = None,
     dry_run: bool = False,
@@ -90,6 +91,7 @@ def retrain(
         config, overrides: a description in place of the champion's, and texts `a.b=value` over it.
         target: where to train; default: where the champion was.
         on: `drift`: only if the champion's live inputs or answers have drifted.
+        since: of requests in which drift is looked for: a span such as 7d, or a time in ISO 8601.
         deploy: True: deploy the new champion; None: where the model is deployed already.
         deploy_target: where to, `local` by default; only with `deploy`.
         dry_run: prepare the data and say what would be done.
@@ -114,7 +116,7 @@ def retrain(
     )
     name, steps = model_of(spec), list[Step]()
     if on == "drift":
-        steps.append(_look_for_drift(spec))
+        steps.append(_look_for_drift(spec, since, deploy_target))
         if steps[-1].outcome != "drift":
             return RetrainOutcome(name, "nothing_to_do", steps)
     say("preparing old and new data")
@@ -143,10 +145,16 @@ def retrain(
     )
 
 
-def _look_for_drift(spec: JobSpec) -> Step:
-    from ray_jobs.drift import measure
+def _look_for_drift(spec: JobSpec, since: str | None, target: str | None) -> Step:
+    from ray_jobs.drift import measure, parse_since
 
-    report = measure(Storage(spec.storage), model_of(spec), name=spec.deployment.name)
+    report = measure(
+        Storage(spec.storage),
+        model_of(spec),
+        name=spec.deployment.name,
+        since=parse_since(since) if since else None,
+        target=target,
+    )
     return Step("drift", report.status, report.reason)
 
 

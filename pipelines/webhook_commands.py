@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.options import DEFAULT_STORAGE, Config, Json, Model, Overrides, Root, show
+
+if TYPE_CHECKING:
+    from ray_jobs.sections import JobSpec
 
 app = typer.Typer()
 
@@ -23,7 +27,8 @@ def reconcile(
     promotion.moved_by_hand it stays or is moved back (exit 6)."""
     from pipelines import promotion
 
-    show(promotion.reconcile(_where(model, config, overrides, storage), model), as_json)
+    where, keys = _described(config, overrides, storage)
+    show(promotion.reconcile(where, model, keys), as_json)
 
 
 @app.command()
@@ -41,6 +46,13 @@ def webhook(
         str, typer.Option(help="Where to listen; 0.0.0.0 for all interfaces.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8090,
+    interval: Annotated[
+        float,
+        typer.Option(
+            help="Seconds between two looks at the registry, for moves of which no event came.",
+            min=0.1,
+        ),
+    ] = 60,
     register: Annotated[
         bool, typer.Option("--register", help="Have MLflow's server send its events here.")
     ] = False,
@@ -50,20 +62,32 @@ def webhook(
     ] = None,
 ) -> None:
     """Deploy the champion whenever MLflow's server says that its alias was moved, until SIGTERM or
-    Ctrl-C. EMBERLINE_WEBHOOK_SECRET is the secret that both know."""
+    Ctrl-C. EMBERLINE_WEBHOOK_SECRET is the secret that both know. --set changes the description of
+    each champion's own run, or the one of --config."""
     from pipelines import webhook as receiver
 
-    where = _where(models[0], config, overrides, storage)
-    code = receiver.receive(where, models, target, host, port, register=register, url=url)
+    where, keys = _described(config, overrides, storage)
+    code = receiver.receive(
+        where,
+        models,
+        target,
+        host,
+        port,
+        overrides=keys,
+        interval_s=interval,
+        register=register,
+        url=url,
+    )
     if code:
         raise typer.Exit(code)
 
 
-def _where(model: str, config: Any, overrides: list[str] | None, storage: str) -> Any:
-    """The storage root, or the job description that counts in place of those of the runs."""
-    if not config and not overrides:
-        return storage
+def _described(
+    config: Path | None, overrides: list[str] | None, storage: str
+) -> tuple[JobSpec | str, list[str]]:
+    """The job description, or the storage root and what is to differ from those of the runs."""
+    if config is None:
+        return storage, overrides or []
     from ray_jobs.spec import load_spec
 
-    workload = None if config else model
-    return load_spec(workload, config=config, overrides=overrides or (), storage=storage)
+    return load_spec(None, config=config, overrides=overrides or (), storage=storage), []

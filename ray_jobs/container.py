@@ -53,7 +53,8 @@ ML_DIR = "/opt/ml"
 SPEC_PARTS, RUN_ID, STORAGE = "emberline.spec.{}", "emberline.run_id", "emberline.storage"
 PART = "emberline.part"  # a member, or COMBINE, where the run's parts are jobs of their own
 _MAX_FAILURE = 1024  # characters that DescribeTrainingJob gives back
-_SOURCE_CHANNEL = re.compile(r"data_(\d+)")
+_CHANNEL_KEYS = {"data": "sources", "added": "added"}
+_NUMBERED_CHANNEL = re.compile(rf"({'|'.join(_CHANNEL_KEYS)})_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -253,17 +254,23 @@ def _as_carried_out(spec: JobSpec, channels: Mapping[str, Path]) -> JobSpec:
             flush=True,
         )
         raw["tracking"]["enabled"] = False
+    data = raw["data"]
     for name, folder in channels.items():
-        source = _SOURCE_CHANNEL.fullmatch(name)
+        files = f"{folder}/**/*"  # all of them, by the names that they had
+        numbered = _NUMBERED_CHANNEL.fullmatch(name)
+        entries = (data.get(_CHANNEL_KEYS[numbered[1]]) or []) if numbered else []
+        number = int(numbered[2]) if numbered else 0
         if name == "data":
-            raw["data"]["path"] = f"{folder}/**/*"  # all of them, by the names that they had
-        elif source and int(source[1]) < len(raw["data"].get("sources") or []):
-            raw["data"]["sources"][int(source[1])]["path"] = str(folder)
-        else:
+            data["path"] = files
+        elif number >= len(entries):
             raise SpecError(
-                f"channel {name!r}: name it data, for data.path, or data_0, data_1, ... for each "
-                "of data.sources"
+                f"channel {name!r}: name it data, for data.path; data_0, data_1, ... for each of "
+                "data.sources; or added_0, added_1, ... for each of data.added"
             )
+        elif isinstance(entries[number], dict):  # a folder of pictures
+            entries[number]["path"] = str(folder)
+        else:
+            entries[number] = files
     return parse_spec(raw, source="hyperparameters.json")
 
 

@@ -10,22 +10,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ray_jobs.checks import Checklist
 from ray_jobs.deployments.base import Deployment, Release, Say
-from ray_jobs.deployments.history import History
+from ray_jobs.deployments.history import Event, History, standing
 from ray_jobs.deployments.places import TARGETS, connect, deployers, known_target
 from ray_jobs.deployments.release import fetch, model_cache
-from ray_jobs.errors import EXIT_OK, EmberlineError, JobFailed, SpecError
-from ray_jobs.run import SPEC
+from ray_jobs.errors import EXIT_OK, EmberlineError, JobFailed, RetryableError, SpecError
 from ray_jobs.sections import JobSpec
 from ray_jobs.serving.example import read_example
 from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
-from ray_jobs.tracking.models import LocatedModel, download, find_model
-from ray_jobs.tracking.registry import CHAMPION, RUN_ID_TAG, WORKLOAD_TAG, Registry
+from ray_jobs.tracking.models import LocatedModel, description_of, download, find_model
+from ray_jobs.tracking.registry import CHAMPION, Registry
+
+if TYPE_CHECKING:
+    from ray_jobs.promote import Reconciled
 
 DEPLOYED_TAG = "emberline.deployed"  # followed by a target
+_DEPLOYED_BY = ("deployment", "sagemaker")  # sections
 _NUM_ASKED = 50  # times, until the champion is the one of two versions that answers
 
 
@@ -65,9 +69,10 @@ def deploy(
 
     Args:
         where: the root of all runs; or a job description, whose `storage` is that root. Otherwise
-            the description is that of the version's own run.
+            the description is that of the version's own run, and its sections `deployment` and
+            `sagemaker` those that the deployment was last changed with, if it is there.
         target: `local` (the default) or `sagemaker`.
-        overrides: `a.b=value` texts over the run's own description.
+        overrides: `a.b=value` texts over that description.
 
     Raises:
         SpecError: there is no such model, version or champion; the description is wrong.
@@ -77,8 +82,10 @@ def deploy(
     """
     target = known_target(target)
     if version is None:
-        _reconcile(where, model, say)
-    job = _job(where, model, version, overrides, say)
+        warning = settle(where, model, overrides).warning
+        if warning is not None:
+            say(f"warning: {warning}")
+    job = _job(where, model, version, target, overrides, say)
     deployer = connect(target, job.storage, job.spec)
     champion = _fetch(job.storage, job.model)
     challenger = _fetch(job.storage, job.challenger) if job.challenger else None
@@ -91,8 +98,12 @@ def deploy(
     except JobFailed as error:
         history.append("refused", model, versions, str(error))
         raise
+    except (KeyboardInterrupt, RetryableError):
+        if not _is_last(history, "interrupted", versions):  # one for all attempts in a row
+            history.append("interrupted", model, versions, spec=job.spec)
+        raise
     tag = f"{DEPLOYED_TAG}.{target}"
-    if before != deployment:
+    if before != deployment or _is_last(history, "interrupted", versions):
         history.append("deployed", model, versions, spec=job.spec)
     if before != deployment or tag not in champion.model.tags:
         registry = Registry(job.storage)
@@ -117,7 +128,7 @@ def plan(
         SpecError, PreflightError, JobFailed, RetryableError: as `deploy`.
     """
     target = known_target(target)
-    job = _job(where, model, version, overrides, say)
+    job = _job(where, model, version, target, overrides, say)
     deployer = connect(target, job.storage, job.spec)
     for one in (job.model, job.challenger):
         if one is not None:
@@ -148,7 +159,7 @@ def ask(
         RetryableError: it does not answer now.
     """
     target = known_target(target)
-    job = _job(where, model, version, overrides, lambda line: None)
+    job = _job(where, model, version, target, overrides, lambda line: None)
     deployer = connect(target, job.storage, job.spec)
     name = job.spec.deployment.name_for(model)
     deployment = deployer.find(name)
@@ -216,7 +227,12 @@ class _Job:
 
 
 def _job(
-    where: JobSpec | str, name: str, version: int | str | None, overrides: Sequence[str], say: Say
+    where: JobSpec | str,
+    name: str,
+    version: int | str | None,
+    target: str,
+    overrides: Sequence[str],
+    say: Say,
 ) -> _Job:
     storage = Storage(where if isinstance(where, str) else where.storage)
     model = find_model(storage, name, version)
@@ -225,7 +241,7 @@ def _job(
             f"model {name!r} has no champion: make one with emberline promote {name}, or name a "
             "version with --version"
         )
-    spec = _spec_of(storage, model, overrides) if isinstance(where, str) else where
+    spec = _described(storage, model, target, overrides) if isinstance(where, str) else where
     asked = spec.deployment.challenger
     challenger = find_model(storage, name, asked.version) if asked else None
     if challenger is not None and challenger.version == model.version:
@@ -234,29 +250,43 @@ def _job(
     return _Job(storage, spec, model, challenger)
 
 
-def _reconcile(where: JobSpec | str, model: str, say: Say) -> None:
+def settle(where: JobSpec | str, model: str, overrides: Sequence[str] = ()) -> Reconciled:
+    """As `ray_jobs.promote.reconcile`, by the rules of the champion's own run where there is no job
+    description.
+
+    Args:
+        overrides: `a.b=value` texts over that run's description.
+    """
     from ray_jobs.promote import reconcile
 
-    warning = reconcile(where, model).warning
-    if warning is not None:
-        say(f"warning: {warning}")
+    if overrides and isinstance(where, str):
+        storage = Storage(where)
+        champion = Registry(storage).champion(model)
+        if champion is not None:
+            where = description_of(storage, find_model(storage, model, champion), overrides)
+    return reconcile(where, model)
 
 
-def _spec_of(storage: Storage, model: LocatedModel, overrides: Sequence[str]) -> JobSpec:
-    workload, run_id = model.tags.get(WORKLOAD_TAG), model.tags.get(RUN_ID_TAG)
-    path = f"{workload}/{run_id}/{SPEC}"
-    if not workload or not run_id or not storage.exists(path):
-        raise SpecError(
-            f"the run of {model} is not under {storage.uri!r}, so how to deploy it is not known: "
-            "name a job description with --config"
-        )
-    return load_spec(
-        workload, config=storage.display(path), overrides=overrides, storage=storage.uri
-    )
+def _described(
+    storage: Storage, model: LocatedModel, target: str, overrides: Sequence[str]
+) -> JobSpec:
+    """The description of the version's own run; where the model is deployed already, its port, its
+    recording, its challenger and the like survive the change of version."""
+    spec = description_of(storage, model, overrides)
+    change = standing(storage, target).get(spec.deployment.name_for(model.name))
+    if change is None or change.spec is None:
+        return spec
+    kept = [f"{key}={json.dumps(change.spec[key])}" for key in _DEPLOYED_BY if key in change.spec]
+    return description_of(storage, model, [*kept, *overrides])
 
 
 def _fetch(storage: Storage, model: LocatedModel) -> Release:
     return Release(model, download(model, model_cache(storage)))
+
+
+def _is_last(history: History, event: Event, versions: tuple[str, ...]) -> bool:
+    last = history.last()
+    return last is not None and (last.event, last.versions) == (event, versions)
 
 
 def _version_that_answered(body: bytes) -> str | None:

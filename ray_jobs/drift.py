@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.deployments.base import Release
+from ray_jobs.deployments.places import TARGETS
 from ray_jobs.deployments.release import fetch
 from ray_jobs.errors import EmberlineError, SpecError
 from ray_jobs.monitoring.drift import DriftReport, Window, compare, conclude
@@ -35,6 +36,7 @@ def measure(
     since: datetime | None = None,
     input: str | None = None,
     alpha: float = ALPHA,
+    target: str | None = None,
 ) -> DriftReport:
     """Compare what was recorded of a version's requests with the reference stored with it.
 
@@ -44,6 +46,7 @@ def measure(
         since: of their time; aware.
         input: a path or s3:// URI of rows, pictures or logs that are compared instead.
         alpha: at most this share of windows in which nothing has drifted is called drift.
+        target: where it is deployed; needed only where there is one of that name on both.
 
     Raises:
         SpecError: there is no such model or version; alpha is no rate.
@@ -53,13 +56,13 @@ def measure(
     """
     if not 0 < alpha < 0.5:
         raise SpecError(f"alpha is {alpha:g}, but a rate of false alarms is over 0 and below 0.5")
-    if input is not None and (name or since):
+    if input is not None and (name or since or target):
         raise SpecError("an input file has neither a deployment nor a time; leave those out")
     storage = Storage(storage) if isinstance(storage, str) else storage
     release = fetch(storage, model, version)
     reference = read_reference(release.bundle)
     if input is None:
-        window = _recorded(storage, release, name or model, since)
+        window = _recorded(storage, release, name or model, since, target)
     else:
         window = _of_files(release, input)
     findings = compare(reference, window.values(), alpha) if window.num_rows else []
@@ -121,17 +124,20 @@ def _extend(columns: dict[str, list[Any]], values: Mapping[str, Sequence[Any]]) 
             del column[:-_MAX_ROWS]
 
 
-def _recorded(storage: Storage, release: Release, name: str, since: datetime | None) -> _Collected:
+def _recorded(
+    storage: Storage, release: Release, name: str, since: datetime | None, target: str | None
+) -> _Collected:
     """What was recorded of the requests that the version answered."""
-    from ray_jobs.monitoring.records import read_records
+    from ray_jobs.deployments.traffic import read_traffic
 
+    traffic = read_traffic(storage, name, since, target=target)
     window = _Collected(
-        f"live records of {name}",
+        f"{'captured requests to' if traffic.is_captured else 'live records of'} {name}",
         f"no requests to version {release.model.version} are recorded for deployment {name!r} "
         f"{f'since {since:%Y-%m-%d %H:%M} UTC' if since else 'yet'}; set deployment.record.share "
         "and deploy it, or name the deployment with --name, or a file with --input",
     )
-    records = read_records(storage, name, since)
+    records = traffic.records
     days: list[tuple[datetime, Observation]] = []
     for record in records:  # day by day, but each worker of a deployment has files of its own
         if record.digest != release.digest or not record.is_answered or record.features is None:
@@ -199,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("model", help="the registered name, e.g. fire")
     add("--version", help="its number or an alias; default: the champion, or else the challenger")
     add("--name", help="of the deployment; default: the model's")
+    add("--target", choices=TARGETS, help="where it is deployed; needed if that name is on both")
     add("--input", help="rows, pictures or logs to compare instead of live records")
     add("--since", help="of live records: 7d, 12h, or a time in ISO 8601")
     add("--alpha", type=float, default=ALPHA, help=f"rate of false alarms; default: {ALPHA}")
@@ -214,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             since=parse_since(options.since) if options.since else None,
             input=options.input,
             alpha=options.alpha,
+            target=options.target,
         )
         if options.output:
             write_report(report, options.output)

@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve_container(base: Path) -> int:
     """What SageMaker's `serve` asks for: the model under `base`, on all interfaces, on the port
-    that it names. EMBERLINE_MODEL_NAME and EMBERLINE_MODEL_VERSION say which model it is.
+    that it names. EMBERLINE_MODEL_NAME and EMBERLINE_MODEL_VERSION say which model it is, and
+    EMBERLINE_MODEL_DIGEST the sha256 of its bundle.json: another is refused.
 
     Raises:
         SpecError: the port is no number.
@@ -157,7 +158,8 @@ def serve(
 
     Args:
         fd: a socket that listens, in place of one on `host` and `port`.
-        control_fd: a socket of `ray_jobs.serving.server.run`'s `control`.
+        control_fd: a socket of `ray_jobs.serving.server.run`'s `control`. What is asked before it
+            hands over a listener, or past that one, is neither counted nor recorded.
 
     Raises:
         SpecError: the deployment's name cannot be a folder's.
@@ -186,6 +188,7 @@ def serve(
         {**(limits or {}), "timeout_s": timeout_s},
         challenger=second,
         recorder=recorder,
+        private_port=None if control is None else listener.getsockname()[1],
     )
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host

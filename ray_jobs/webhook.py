@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray_jobs.webhooks.rollouts import Deployed
 
 HOST, PORT = "127.0.0.1", 8090
+INTERVAL_S = 60.0
 
 
 def receive(
@@ -25,8 +26,10 @@ def receive(
     models: Sequence[str],
     *,
     target: str | None = None,
+    overrides: Sequence[str] = (),
     host: str = HOST,
     port: int = PORT,
+    interval_s: float = INTERVAL_S,
     register: bool = False,
     url: str | None = None,
     deploy: Callable[[str], Deployed] | None = None,
@@ -39,8 +42,10 @@ def receive(
         where: the root of all runs, or a job description, of which `storage`, `promotion` and
             `deployment` count.
         models: the registered names whose champion is deployed.
-        target: where to; None: what the job description says, or this machine.
+        target: where to; None: this machine.
+        overrides: `a.b=value` texts over the description of each champion's own run.
         port: 0 stands for any that is free.
+        interval_s: between two looks at the registry, for moves of which no event came.
         register: have MLflow's server send its events.
         url: under which that server reaches this one; None: as it listens.
         deploy: what is done for a model; None: `deploy_champion`.
@@ -65,7 +70,12 @@ def receive(
     registry = Registry(storage)
     for model in models:
         registry.champion(model)  # whether there is the model
-    rollouts = Rollouts(deploy or (lambda model: deploy_champion(where, model, target, say)), say)
+    rollouts = Rollouts(
+        deploy or (lambda model: deploy_champion(where, model, target, say, overrides)),
+        registry.champion,
+        say,
+        interval_s=interval_s,
+    )
     app = create_app(secret, frozenset(models), Deliveries(storage), rollouts)
     with listen(host, port) as listener:
         place = f"[{host}]" if ":" in host else host
@@ -78,22 +88,24 @@ def receive(
 
 
 def deploy_champion(
-    where: JobSpec | str, model: str, target: str | None, say: Callable[[str], None]
+    where: JobSpec | str,
+    model: str,
+    target: str | None,
+    say: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> Deployed:
     """Settle a champion that was made by hand, then deploy the one that stands.
 
     Raises:
         EmberlineError: as `ray_jobs.promote.reconcile` and `ray_jobs.deploy.deploy`.
     """
-    from ray_jobs.deploy import deploy
-    from ray_jobs.promote import reconcile
+    from ray_jobs.deploy import deploy, settle
     from ray_jobs.webhooks.rollouts import Deployed
 
-    found = reconcile(where, model)
-    version = None if found.champion is None else str(found.champion)
-    if version is not None:
-        deploy(where, model, version, target=target, say=say)
-    return Deployed(version, found.warning)
+    found = settle(where, model, overrides)
+    if found.champion is not None:
+        deploy(where, model, found.champion, target=target, overrides=overrides, say=say)
+    return Deployed(found.champion, found.warning)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,25 +120,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--host", default=HOST, help=f"default: {HOST}; 0.0.0.0 for all interfaces")
     add("--port", type=int, default=PORT, help=f"default: {PORT}; 0: any that is free")
     add("--storage", help="root of all runs; default: the spec's, or ./runs")
-    add("--spec", help="job description; default: that of the champion's run")
+    add("--spec", help="job description of all; default: of each that of its champion's run")
     add("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    add("--interval", type=float, default=INTERVAL_S, help="seconds between looks at the registry")
     add("--register", action="store_true", help="have MLflow's server send its events here")
     add("--url", help="under which that server reaches this one; default: as it listens")
     options = parser.parse_args(arguments)
-    if options.overrides and not options.spec:
-        parser.error("--set changes a job description; name it with --spec")
+    if not options.interval > 0:
+        parser.error("--interval has to be above 0")
     where: JobSpec | str = options.storage or "./runs"
+    overrides = options.overrides
     try:
         if options.spec:
             where = load_spec(
-                None, config=options.spec, overrides=options.overrides, storage=options.storage
+                None, config=options.spec, overrides=overrides, storage=options.storage
             )
+            overrides = []
         return receive(
             where,
             options.models,
             target=options.target,
+            overrides=overrides,
             host=options.host,
             port=options.port,
+            interval_s=options.interval,
             register=options.register,
             url=options.url,
             say=lambda line: print(line, file=sys.stderr, flush=True),

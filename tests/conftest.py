@@ -6,13 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from ray_jobs.sections import Section
+from ray_jobs.sections import JobSpec, Section
 from tests.sagemaker_emulator.aws import start_moto
 
 # As jobs do (ray_runtime.py): on a busy machine, threads that spin while they wait cost the most.
@@ -24,6 +24,10 @@ settings.register_profile("emberline", deadline=None, derandomize="CI" in os.env
 settings.load_profile("emberline")
 
 _REPOSITORY = Path(__file__).parents[1]
+_SURROUNDINGS = (
+    "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE", "EMBERLINE_SIGNING_KEY",
+    "EMBERLINE_TRUSTED_KEYS",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,10 +55,7 @@ def _own_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on, or changes, the user's MLflow, AWS account, Ray cluster or keys."""
-    for name in (
-        "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_PROFILE", "EMBERLINE_SIGNING_KEY",
-        "EMBERLINE_TRUSTED_KEYS",
-    ):  # fmt: skip
+    for name in _SURROUNDINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
@@ -132,6 +133,39 @@ def emberline(*words: str, cwd: Path, **environment: str) -> subprocess.Complete
     process = start_emberline(*words, cwd=cwd, **environment)
     stdout, stderr = process.communicate(timeout=280)
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+# One interpreter and one Ray: a small run takes a second or two, to start these takes twenty.
+_TRAIN = """
+import os
+import sys
+from ray_jobs import ray_runtime
+from ray_jobs.sections import ResourceSpec
+from ray_jobs.train import main
+server = os.environ.get("MLFLOW_TRACKING_URI")
+with ray_runtime.session(ResourceSpec()):
+    for number, run_id in enumerate(sys.argv[1:]):
+        if server is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow keeps that of the run before
+        assert main(["--spec", f"{number}.yaml", "--run-id", run_id]) == 0
+"""
+
+
+def train(home: Path, runs: Sequence[tuple[str, JobSpec]], **environment: str) -> None:
+    """Carry runs out, one after the other, in the folder `home`: their ids and what they do."""
+    for number, (_, spec) in enumerate(runs):
+        (home / f"{number}.yaml").write_text(spec.to_yaml())
+    kept = {name: value for name, value in os.environ.items() if name not in _SURROUNDINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", _TRAIN, *(run_id for run_id, _ in runs)],
+        cwd=home,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,8 @@ class Variant:
 
     version: str
     digest: str
-    weight: float  # its share of the requests; 0 for a shadow
-    is_shadow: bool = False  # it is asked too, and its answers are only recorded
+    weight: float  # its share of the requests: that it answers, or as a shadow is asked too
+    is_shadow: bool = False  # its answers are only recorded
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Deployment:
     model: str
     status: DeploymentStatus
     variants: tuple[Variant, ...] = ()  # the champion first
-    url: str | None = None
+    url: str | None = None  # requests go to /invocations below it
     reason: str | None = None  # why it is not at work, or why the last change was taken back
     costs: tuple[Costing, ...] = ()
     details: dict[str, str] = field(default_factory=dict)  # the target's own, for people

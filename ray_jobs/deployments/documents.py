@@ -67,6 +67,7 @@ class Wanted(Document):
     host: str
     port: int  # 0: any that is free
     start_timeout_s: float
+    ping_interval_s: float = 5.0
     record_uri: str  # root of the live records
     record_share: float
     record_max_mb: float

@@ -17,7 +17,8 @@ from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Storage
 
 _ROOT = ".history"
-Event = Literal["deployed", "refused", "removed"]
+# interrupted: nobody waited for the end; it may go on, be there, and cost money
+Event = Literal["deployed", "refused", "interrupted", "removed"]
 
 
 class Change(BaseModel):
@@ -73,8 +74,18 @@ class History:
 
     def read(self) -> list[Change]:
         """All changes, the latest last."""
-        paths = [path for path in self.storage.list(self._folder) if path.endswith(".json")]
-        return [Change.model_validate_json(self.storage.read_bytes(path)) for path in paths]
+        return [self._read(path) for path in self._paths()]
+
+    def last(self) -> Change | None:
+        """The latest change."""
+        paths = self._paths()
+        return self._read(paths[-1]) if paths else None
+
+    def _paths(self) -> list[str]:
+        return [path for path in self.storage.list(self._folder) if path.endswith(".json")]
+
+    def _read(self, path: str) -> Change:
+        return Change.model_validate_json(self.storage.read_bytes(path))
 
     @property
     def _folder(self) -> str:
@@ -83,7 +94,7 @@ class History:
 
 def standing(storage: Storage, target: str) -> dict[str, Change]:
     """The deployments that were made from this storage root and not removed since: name -> the last
-    change that was carried out."""
+    change that was carried out, or at least begun."""
     found = {}
     for folder in storage.list(f"{_ROOT}/{target}"):
         name = folder.rpartition("/")[2]

@@ -26,14 +26,13 @@ from ray_jobs.deployments.documents import State, Wanted, WantedVariant
 from ray_jobs.deployments.endpoint import invoke
 from ray_jobs.deployments.process import LogPart, Process, holds_within
 from ray_jobs.deployments.spec import DeploymentSpec, is_name
-from ray_jobs.deployments.supervisor import SERVING, STATE, WANTED
+from ray_jobs.deployments.supervisor import LOG, SERVING, STATE, WANTED
 from ray_jobs.deployments.worker import MODELS, listen
 from ray_jobs.errors import JobFailed, PreflightError, RetryableError, SpecError
 from ray_jobs.serving.example import read_example
 from ray_jobs.storage import Storage
 from ray_jobs.targets.base import last_error
 
-_LOG = "supervisor.log"
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listens, and is asked here
 _GRACE_S = 30.0  # beyond the start of a worker: for the supervisor's own, and the handing over
 _END_S = 60.0  # a worker's last requests, and a little more
@@ -108,7 +107,7 @@ class LocalDeployer(Deployer):
         if shown is None:
             return None
         status, reason = _status(name, serving, state)
-        details = {"folder": str(folder), "log": str(folder / _LOG)}
+        details = {"folder": str(folder), "log": str(folder / LOG)}
         if state is not None:
             details |= {"supervisor": str(state.supervisor.pid)}
             details |= {"worker": str(state.worker.pid)} if state.worker else {}
@@ -177,7 +176,7 @@ class LocalDeployer(Deployer):
                 f"remove it first: emberline undeploy {folder.name}"
             )
         wanted.write(folder / WANTED)
-        log = LogPart.of(folder / _LOG)
+        log = LogPart.of(folder / LOG)
         if before is not None and before.supervisor.is_alive:
             supervisor = before.supervisor
             os.kill(supervisor.pid, signal.SIGHUP)
@@ -203,7 +202,7 @@ class LocalDeployer(Deployer):
                 "its supervisor has ended" if in_time else f"it is not done after {allowed_s:g} s"
             )
             raise RetryableError(
-                f"{folder.name}: {cause}; {folder / _LOG} may say why. Deploy it again"
+                f"{folder.name}: {cause}; {folder / LOG} may say why. Deploy it again"
             )
         if state.outcome == "failed":
             serving = Wanted.read(folder / SERVING)
@@ -265,6 +264,7 @@ def _wanted(
         host=spec.local.host,
         port=spec.local.port,
         start_timeout_s=spec.local.start_timeout_s,
+        ping_interval_s=spec.local.ping_interval_s,
         record_uri=storage,
         record_share=spec.record.share,
         record_max_mb=spec.record.max_mb_per_day,
@@ -285,7 +285,7 @@ def _status(
     if serving is None:
         return "PENDING", None
     if state.worker is None or not state.worker.is_alive:
-        return "PENDING", f"its worker has ended and is started again; see {_LOG}"
+        return "PENDING", f"its worker has ended and is started again; see {LOG}"
     return "RUNNING", refused
 
 
@@ -333,7 +333,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _start_supervisor(folder: Path) -> subprocess.Popen[bytes]:
-    with (folder / _LOG).open("ab") as log:
+    with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "ray_jobs.deployments.supervisor", str(folder)],
             stdin=subprocess.DEVNULL,

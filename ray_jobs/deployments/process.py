@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -76,7 +77,24 @@ class LogPart:
     def read(self) -> str:
         if not self.path.exists():
             return ""
-        return self.path.read_bytes()[self.offset :].decode("utf-8", errors="replace")
+        content = self.path.read_bytes()
+        start = self.offset if self.offset <= len(content) else 0  # it was begun anew since
+        return content[start:].decode("utf-8", errors="replace")
+
+
+def rotate(log: Path, max_bytes: int) -> None:
+    """Begin a log anew once it is too long: what it held is then in `<log>.1`. Those who write to
+    it, each at its end, go on (as `copytruncate` of logrotate(8)).
+
+    Raises:
+        OSError: what it held could not be kept; it is begun anew all the same.
+    """
+    if not log.exists() or log.stat().st_size <= max_bytes:
+        return
+    try:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+    finally:
+        os.truncate(log, 0)
 
 
 def holds_within(seconds: float, condition: Callable[[], bool]) -> bool:

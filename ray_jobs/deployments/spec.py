@@ -36,6 +36,7 @@ class LocalEndpointSpec(Section):
     host: str = "127.0.0.1"  # 0.0.0.0 for all interfaces
     port: Annotated[int, Field(ge=0, le=65535)] = 8080  # 0: any that is free
     start_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 180.0  # until the example is answered
+    ping_interval_s: Annotated[float, Field(gt=0, le=3600)] = 5.0  # 3 missed: it is started again
 
 
 class DeploymentSpec(Section):

@@ -3,7 +3,7 @@
 
 It owns the public listener. A new worker is tried at a port of its own; only when it has answered
 its example is it handed the listener, too, and only then is the one before told to drain: there is
-a worker that accepts at every moment. A worker that dies is started again.
+a worker that accepts at every moment. A worker that dies or hangs is started again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ import socket
 import sys
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_jobs.deployments.documents import Document, Outcome, State, Wanted, WantedVariant
-from ray_jobs.deployments.process import Process, holds_within
+from ray_jobs.deployments.process import Process, holds_within, rotate
+from ray_jobs.deployments.worker import LOG as WORKER_LOG
 from ray_jobs.deployments.worker import MODELS, Worker, listen
 from ray_jobs.errors import EXIT_OK, EmberlineError, JobFailed, PreflightError
 from ray_jobs.serving.example import Example, read_example
 
 WANTED, SERVING, STATE = "wanted.json", "serving.json", "state.json"
+LOG = "supervisor.log"
+_MAX_LOG_BYTES = 10_000_000  # of each; the part before it is kept, too
 _HAND_OVER_S, _LEAVE_S = 30.0, 5.0  # each takes an instant where the machine is not too busy
 _IDLE_S, _BUSY_S = 1.0, 0.05  # between two looks
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0  # before a worker that has died is started again
@@ -67,6 +71,7 @@ class Supervisor:
             self._look_at_worker()
             self._advance()
             self._collect()
+            self._look_at_logs()
             if self._is_asked_to_end:
                 break
             if self._start is None and self._serving is None:
@@ -96,18 +101,25 @@ class Supervisor:
         self._note("pending")
 
     def _look_at_worker(self) -> None:
-        if self._worker is not None and self._worker.has_ended():
-            why = self._worker.why_ended()
-            self._worker.close()
-            self._worker = None
-            if time.monotonic() - self._worker_since > _STABLE_S:
-                self._pause_s = _FIRST_PAUSE_S
-            self._put_off(why)
+        if self._worker is not None:
+            if self._worker.has_ended():
+                why = self._worker.why_ended()
+                self._worker.close()
+                self._lose_worker(why)
+            elif self._worker.hangs():
+                self._worker.kill()
+                self._lose_worker("it did not answer /ping any more, and was ended")
         is_due = self._start is None and time.monotonic() >= self._next_start
         if self._worker is None and is_due and self._serving is not None:
             self._num_restarts += 1
             self._is_change = False
             self._start = self._restart(self._serving)
+
+    def _lose_worker(self, why: str) -> None:
+        self._worker = None
+        if time.monotonic() - self._worker_since > _STABLE_S:
+            self._pause_s = _FIRST_PAUSE_S
+        self._put_off(why)
 
     def _put_off(self, why: str) -> None:
         self._say(f"no worker answers: {why}; the next is started in {self._pause_s:g} s")
@@ -292,8 +304,16 @@ class Supervisor:
         except OSError as error:  # as of a full disk: that ends no answers
             self._say(f"{name} cannot be written: {error}")
 
+    def _look_at_logs(self) -> None:
+        for name in (LOG, WORKER_LOG):
+            try:
+                rotate(self._folder / name, _MAX_LOG_BYTES)
+            except OSError as error:
+                self._say(f"what {name} held is not kept: {error.strerror}")
+
     def _say(self, line: str) -> None:
-        print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", file=sys.stderr)
+        with suppress(OSError):  # of a full disk: its own log is no reason to end
+            print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}", file=sys.stderr)
 
     def _listen_to_signals(self) -> int:
         """A descriptor that can be read when a signal has come."""

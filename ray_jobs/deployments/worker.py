@@ -25,6 +25,7 @@ LOG, MODELS = "worker.log", "models"
 _BACKLOG = 2048  # connections that wait to be accepted, as when a worker is started again
 _NOTICE_S = 45.0  # from SIGTERM, in which it drains and answers its last requests
 _ANSWER_S = 30.0
+_MAX_MISSED = 3  # pings in a row
 
 
 class Worker:
@@ -37,6 +38,8 @@ class Worker:
     def __init__(self, folder: Path, wanted: Wanted, variants: Sequence[WantedVariant]):
         self._log = LogPart.of(folder / LOG)
         self._kill_at = float("inf")
+        self._ping_interval_s, self._next_ping = wanted.ping_interval_s, 0.0
+        self._num_missed = 0
         self._told = b""
         self._control, inherited = socket.socketpair()
         self._control.setblocking(False)
@@ -71,6 +74,14 @@ class Worker:
         if self.has_ended():
             raise JobFailed(self.why_ended())
         return is_ready(self.port)
+
+    def hangs(self) -> bool:
+        """Whether it lives, and has not answered /ping several times in a row. Asks it when the
+        next time has come."""
+        if time.monotonic() >= self._next_ping:
+            self._num_missed = 0 if is_ready(self.port) else self._num_missed + 1
+            self._next_ping = time.monotonic() + self._ping_interval_s
+        return self._num_missed >= _MAX_MISSED
 
     def why_ended(self) -> str:
         """What its log says, or how it ended."""

@@ -8,6 +8,7 @@ has one answer, and the two samples are apart.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,7 @@ class Side:
     digest: str
     num_requests: int
     num_errors: int  # answered with another code than 2xx
-    p50_s: float | None  # of those that were answered; None: none was
+    p50_s: float | None  # of those that were answered and timed; None: none was
     p99_s: float | None
     shares: dict[str, float]  # of the predictions, by decision
     means: dict[str, Estimate] = field(default_factory=dict)  # by measure
@@ -50,7 +51,7 @@ class Difference:
 
     @property
     def is_decided(self) -> bool:
-        return not self.estimate.low <= 0 <= self.estimate.high
+        return self.estimate.is_steady and not self.estimate.low <= 0 <= self.estimate.high
 
     @property
     def winner(self) -> Role | None:
@@ -90,20 +91,40 @@ class LiveComparison:
     def sentence(self) -> str:
         """The verdict in words."""
         found, estimate = self.deciding, self.deciding.estimate
-        kind = "pairs" if self.mode == "shadow" else "requests"
-        after = f"after {estimate.num:,} {kind}"
-        interval = f"{estimate.low:+.4f} to {estimate.high:+.4f}"
-        if found.winner is None:
-            said = f"not decided yet {after}: {found.measure} differs by {interval}"
+        if not estimate.is_steady:
+            said = (
+                f"not decided {self._after}: the difference in {found.measure} has changed "
+                "meanwhile; compare what came later, with --since"
+            )
+        elif found.winner is None:
+            said = (
+                f"not decided yet {self._after}: the challenger's {found.measure} less the "
+                f"champion's is between {estimate.low:+.4f} and {estimate.high:+.4f}"
+            )
         else:
             side = self.challenger if found.winner == "challenger" else self.champion
+            least, most = sorted((abs(estimate.low), abs(estimate.high)))
             said = (
                 f"decided: the {found.winner} (version {side.version}) is better in "
-                f"{found.measure} by {abs(estimate.value):.4f} ({interval}) {after}"
+                f"{found.measure} by {abs(estimate.value):.4f} ({least:.4f} to {most:.4f}) "
+                f"{self._after}"
             )
         if self.num_judged:
             return said
+        if self.num_unused:
+            return f"{said}; none of the outcomes is of a request that was recorded meanwhile"
         return f"{said}; which predictions are right is not known: give --outcomes"
+
+    @property
+    def _after(self) -> str:
+        """How much the deciding difference has seen."""
+        num = self.deciding.estimate.num
+        if self.mode == "shadow":
+            return f"after {num:,} pairs"
+        first, second = (
+            side.means[self.deciding.measure].num for side in (self.champion, self.challenger)
+        )
+        return f"after {num:,} requests, {first:,} to the champion and {second:,} to the challenger"
 
     def to_json(self) -> str:
         fields = {
@@ -304,7 +325,8 @@ def _agreement(
 
 def _side(sample: _Sample, judge: Judge, values: Mapping[str, Values], alpha: float) -> Side:
     first = next(iter(sample.records.values()))
-    seconds = [record.seconds for record in sample.records.values() if record.is_answered]
+    timed = (record.seconds for record in sample.records.values() if record.is_answered)
+    seconds = [each for each in timed if not math.isnan(each)]  # captured ones are not timed
     decided = Counter(d for record in sample.readable.values() for d in judge.decisions(record))
     return Side(
         version=first.version,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Literal
 
-from ray_jobs.data.machine_logs.gcode import PARAMETERS, MalformedGcode, parse_line
+import numpy as np
+
+from ray_jobs.data.machine_logs.gcode import PARAMETERS, Line, MalformedGcode, parse_line
 from ray_jobs.errors import DataError
+from ray_jobs.gcode_metrics import Tolerance
 from ray_jobs.monitoring.records import Record
 
 Better = Literal["higher", "lower"]
@@ -29,9 +33,9 @@ class Score:
 class Judge:
     """One workload's. The first of the scores is the one that decides."""
 
-    outputs: Mapping[str, type]  # that a record must have
+    outputs: Mapping[str, type | UnionType]  # that a record must have
     decisions: Callable[[Record], list[str]]  # of each prediction
-    truth: Callable[[str], str]  # a label, as a decision; a ValueError says what is wrong with it
+    truth: Callable[[str], str]  # a label as it is judged; a ValueError says what is wrong with it
     scores: tuple[Score, ...]
     positive: str | None = None  # the decision whose share is compared
 
@@ -44,18 +48,23 @@ class Judge:
         )
 
 
-def judge_of(workload: str, threshold_of: Callable[[Record], float]) -> Judge:
+def judge_of(
+    workload: str, threshold_of: Callable[[Record], float], tolerance: Tolerance | None = None
+) -> Judge:
     """The judge of a workload.
 
     Args:
         threshold_of: the probability from which the model of a record says fire; asked of fire's.
+        tolerance: how far the values of a line may be off; of gcode.
     """
     if workload == "fire":
         return _fire(threshold_of)
     if workload == "waste":
         return Judge({"label": str}, _label, str, (_accuracy(_label),))
-    outputs = {"command": str, "parameters": str}
-    return Judge(outputs, _line, _gcode_truth, (_accuracy(_line),))
+    assert tolerance is not None, "of gcode"
+    values = dict.fromkeys(PARAMETERS, float | None)
+    outputs = {"command": str, "parameters": str, **values}
+    return Judge(outputs, _line, _gcode_truth, (_line_accuracy(tolerance),))
 
 
 def _accuracy(decisions: Callable[[Record], list[str]]) -> Score:
@@ -78,16 +87,38 @@ def _line(record: Record) -> list[str]:
     return [f"{command} {parameters}" for command, parameters in pairs]
 
 
+def _line_accuracy(tolerance: Tolerance) -> Score:
+    """A line is right if its command, the parameters that it sets and their values all are."""
+
+    def accuracy(record: Record, truths: Truths) -> float:
+        assert record.outputs is not None
+        said, outputs = _line(record), record.outputs
+        right = 0
+        for number, label in truths.items():
+            line = parse_line(label)
+            true = np.array([line.values.get(name, 0.0) for name in PARAMETERS])
+            found = np.array([outputs[name][number] or 0.0 for name in PARAMETERS], np.float64)
+            is_near = (np.abs(found - true) <= tolerance.allowed(true)).all()
+            right += said[number] == _skeleton(line) and bool(is_near)
+        return right / len(truths)
+
+    return Score("accuracy", "higher", accuracy)
+
+
+def _skeleton(line: Line) -> str:
+    letters = "".join(letter for letter in PARAMETERS if letter in line.values)
+    return f"{line.command} {letters or 'none'}"
+
+
 def _gcode_truth(label: str) -> str:
-    """Of a line such as `G1 X10 F200`: what `_line` says of it. Values are not recorded."""
+    """A line such as `G1 X10 F200`."""
     try:
         line = parse_line(label)
     except MalformedGcode as error:
         raise ValueError(str(error)) from None
     if line.command is None:
         raise ValueError("it names no command; give the one that was in force, as in G1 X10")
-    letters = "".join(letter for letter in PARAMETERS if letter in line.values)
-    return f"{line.command} {letters or 'none'}"
+    return label
 
 
 def _fire(threshold_of: Callable[[Record], float]) -> Judge:
@@ -114,7 +145,7 @@ def _fire_truth(label: str) -> str:
 
 
 def checked_truth(judge: Judge, request_id: str, label: str) -> str:
-    """A label as a decision.
+    """A label as it is judged.
 
     Raises:
         DataError: it is none of this workload's.

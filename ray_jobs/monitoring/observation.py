@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -12,3 +12,5 @@ class Observation:
 
     features: Mapping[str, Sequence[float | None]]  # of each row, by feature; None: not measured
     outputs: Mapping[str, Sequence[float | str]]  # of each prediction, by output
+    # Of each prediction, too: recorded, so that it can be found right or wrong, but not watched.
+    details: Mapping[str, Sequence[float | None]] = field(default_factory=dict)

@@ -127,7 +127,8 @@ class Recorder:
         try:
             if waiting.observe is not None:
                 seen = waiting.observe()
-                record = replace(record, features=seen.features, outputs=seen.outputs)
+                said = {**seen.outputs, **seen.details}
+                record = replace(record, features=seen.features, outputs=said)
             line = record.to_json().encode() + b"\n"
         except Exception:  # of one request; those to come are to be recorded
             traceback.print_exc(file=sys.stderr)

@@ -34,7 +34,7 @@ class Record:
     seconds: float
     num_rows: int
     features: Mapping[str, Sequence[float | None]] | None = None
-    outputs: Mapping[str, Sequence[float | str]] | None = None
+    outputs: Mapping[str, Sequence[Any]] | None = None  # numbers, texts or None
 
     @property
     def is_answered(self) -> bool:

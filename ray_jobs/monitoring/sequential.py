@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 _LARGEST_BET = 0.5  # of what one value could cost: all of it would end the game
 _STEPS = 40  # of the bisection: 1e-12
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Estimate:
     low: float
     high: float
     num: int
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the value is within. Where it is not, the mean has moved (or, with probability
+        alpha, it is elsewhere): the interval is of one that has stayed."""
+        return self.low - _ROUNDING <= self.value <= self.high + _ROUNDING
 
 
 def mean(x: ArrayLike, alpha: float) -> Estimate:

@@ -124,7 +124,9 @@ class _Invocations:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, exchange = self._service, Exchange(time.perf_counter())
+        service = self._service
+        is_probe = service.private_port is not None and scope["server"][1] == service.private_port
+        exchange = Exchange(time.perf_counter(), is_probe)
         headers = {}
         try:
             body, media_type = await self._answer(exchange, dict(scope["headers"]), receive)

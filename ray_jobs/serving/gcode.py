@@ -100,7 +100,13 @@ class GcodeScorer:
         commands = [self._bundle.frame.commands[command] for command in answer.command.tolist()]
         letters = np.array(PARAMETERS, object)
         parameters = ["".join(letters[is_set]) or "none" for is_set in answer.param_type]
-        return Observation(features, {"command": commands, "parameters": parameters})
+        values = answer.param_value.astype(object)
+        values[~answer.param_type] = None
+        return Observation(
+            features,
+            {"command": commands, "parameters": parameters},
+            dict(zip(PARAMETERS, values.T.tolist(), strict=True)),
+        )
 
     def request_content(self) -> dict[str, Any]:
         cell = {"type": ["number", "null"]}

@@ -35,6 +35,7 @@ class Exchange:
     """A request as it comes to be known, and when it began."""
 
     start: float  # of time.perf_counter
+    is_probe: bool = False  # of who watches this server, not of a client
     request_id: str | None = None  # None: none that is valid
     variant: Variant | None = None  # who is to answer; None: nobody can yet
     body: bytes | None = None
@@ -50,6 +51,7 @@ class Service:
         limits: fields of Limits that differ from the model's own.
         challenger: another model for the same requests.
         recorder: keeps requests and answers; started and closed here.
+        private_port: whoever asks there is not a client.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Service:
         *,
         challenger: Challenger | None = None,
         recorder: Recorder | None = None,
+        private_port: int | None = None,
     ):
         self.metrics = Metrics()
+        self.private_port = private_port
         self.loading: asyncio.Task[None]
         self.challenger = challenger
         self._recorder = recorder
@@ -187,12 +191,14 @@ class Service:
             self.metrics.in_flight.set(self._in_flight)
 
     def finish(self, exchange: Exchange, status: int, seconds: float) -> None:
-        """Count and record an answer, and ask the shadow.
+        """Count and record an answer to a client, and ask the shadow.
 
         Args:
             seconds: from the request's first byte to its answer.
         """
         variant = exchange.variant
+        if exchange.is_probe:
+            return
         if variant is None or exchange.request_id is None:
             self.metrics.requests.labels(str(status), "none").inc()
             return

@@ -7,19 +7,21 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs.errors import JobFailed, SpecError
 from ray_jobs.models.bundle_files import INDEX, read_index
+from ray_jobs.run import SPEC
 from ray_jobs.storage import Storage
 from ray_jobs.tracking.artifacts import fetch_bundle
 from ray_jobs.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     RUN_ID_TAG,
+    WORKLOAD_TAG,
     answering,
     check_exists,
     masked,
@@ -31,6 +33,8 @@ from ray_jobs.tracking.signing import DIGEST_TAG, SIGNATURE_TAG, Statement, inde
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
+
+    from ray_jobs.sections import JobSpec
 
 _NUM_TOLD = 10  # versions in a message
 _NUM_KEPT = 10  # bundles on this machine, beside those of the last day
@@ -83,6 +87,29 @@ def find_model(storage: Storage, name: str, version: int | str | None = None) ->
         number, alias = _chosen(client, model, version)
         found = client.get_model_version(name, number)
         return LocatedModel(name, int(number), alias, found.run_id or None, dict(found.tags), uri)
+
+
+def description_of(storage: Storage, model: LocatedModel, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job description of the run that a version comes from.
+
+    Args:
+        overrides: `a.b=value` texts over it.
+
+    Raises:
+        SpecError: that run is not under this storage root, or the description is wrong.
+    """
+    from ray_jobs.spec import load_spec
+
+    workload, run_id = model.tags.get(WORKLOAD_TAG), model.tags.get(RUN_ID_TAG)
+    path = f"{workload}/{run_id}/{SPEC}"
+    if not workload or not run_id or not storage.exists(path):
+        raise SpecError(
+            f"the run of {model} is not under {storage.uri!r}, and with it its job description: "
+            "name one with --config"
+        )
+    return load_spec(
+        workload, config=storage.display(path), overrides=overrides, storage=storage.uri
+    )
 
 
 def download(model: LocatedModel, folder: Path) -> Path:

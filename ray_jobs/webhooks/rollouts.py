@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,7 +21,7 @@ PAUSES_S = (1.0, 5.0, 25.0)  # before what may pass is tried again
 class Deployed:
     """What a deployment came to."""
 
-    version: str | None  # None: there is no champion, and nothing was changed
+    version: int | None  # None: there is no champion, and nothing was changed
     warning: str | None = None
 
 
@@ -32,22 +33,37 @@ class Rollout:
     started_at: str  # ISO 8601, UTC
     seconds: float
     status: Literal["SUCCEEDED", "FAILED"]
-    version: str | None = None
+    version: int | None = None
     reason: str | None = None  # of a failure
     warning: str | None = None
 
 
 class Rollouts:
     """Deployments as they are asked for. `deploy` finds out by itself which version is meant, so
-    that it does not matter how often it is asked, nor in which order."""
+    that it does not matter how often it is asked, nor in which order.
+
+    Args:
+        champion: the number of a champion's version. It is looked at now and then: an event may
+            have been lost, as MLflow's server learns of a new webhook only after a minute.
+        interval_s: between two such looks.
+        pauses_s: before what may pass is tried again.
+    """
 
     def __init__(
         self,
         deploy: Callable[[str], Deployed],
+        champion: Callable[[str], int | None],
         say: Callable[[str], None],
+        *,
+        interval_s: float,
         pauses_s: tuple[float, ...] = PAUSES_S,
     ):
-        self._deploy, self._say, self._pauses_s = deploy, say, pauses_s
+        self._deploy, self._champion, self._say = deploy, champion, say
+        self._interval_s, self._pauses_s = interval_s, pauses_s
+        # By model the champion that is deployed or refused for good; none: it is to be tried again.
+        self._settled: dict[str, int | None] = {}
+        self._models: set[str] = set()
+        self._lookout = ""  # what the last look could not see
         self._pending: dict[str, None] = {}  # in the order that they were asked for
         self._asked = asyncio.Event()
         self._current: str | None = None
@@ -55,6 +71,7 @@ class Rollouts:
 
     def ask(self, model: str) -> None:
         """Have the champion of a model deployed, after what is under way."""
+        self._models.add(model)
         self._pending[model] = None
         self._asked.set()
 
@@ -68,8 +85,13 @@ class Rollouts:
 
     async def run(self) -> None:
         """Carry out what is asked for, until cancelled. Ends with whatever no user has caused."""
+        next_look = time.monotonic() + self._interval_s
         while True:
-            await self._asked.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), next_look - time.monotonic())
+            if time.monotonic() >= next_look:
+                await self._look()
+                next_look = time.monotonic() + self._interval_s
             while self._pending:
                 self._current = next(iter(self._pending))
                 del self._pending[self._current]
@@ -79,13 +101,31 @@ class Rollouts:
                 self._say(_sentence(rollout))
             self._asked.clear()
 
+    async def _look(self) -> None:
+        """Ask for those whose champion has moved, or could not be deployed last time."""
+        try:
+            for model in sorted(self._models):
+                champion = await asyncio.to_thread(self._champion, model)
+                if model not in self._settled or self._settled[model] != champion:
+                    self.ask(model)
+            self._lookout = ""
+        except EmberlineError as error:
+            if str(error) != self._lookout:
+                self._say(f"the registry cannot be looked at: {error}")
+            self._lookout = str(error)
+
     async def _roll_out(self, model: str) -> Rollout:
         started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         pauses = iter(self._pauses_s)
         while True:
+            self._settled.pop(model, None)
+            champion = None
             try:
+                champion = await asyncio.to_thread(self._champion, model)
                 done = await asyncio.to_thread(self._deploy, model)
             except EmberlineError as error:
+                if not isinstance(error, RetryableError):
+                    self._settled[model] = champion
                 pause = next(pauses, None) if isinstance(error, RetryableError) else None
                 if pause is not None and model not in self._pending:  # else it comes anyway
                     self._say(f"{model}: {error} (again in {pause:g} s)")
@@ -93,6 +133,7 @@ class Rollouts:
                     continue
                 seconds = round(time.monotonic() - start, 3)
                 return Rollout(model, started_at, seconds, "FAILED", reason=str(error))
+            self._settled[model] = done.version
             seconds = round(time.monotonic() - start, 3)
             return Rollout(
                 model, started_at, seconds, "SUCCEEDED", done.version, warning=done.warning

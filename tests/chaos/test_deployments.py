@@ -39,7 +39,8 @@ def find(deployer: LocalDeployer) -> Deployment:
 
 
 def test_killed_processes(deployer: LocalDeployer) -> None:
-    first = deploy(deployer, 1)
+    quick = {"local": {"port": 0, "ping_interval_s": 0.1}}
+    first = deploy(deployer, 1, **quick)
     supervisor, killed = state(deployer).supervisor, worker(deployer)
 
     os.kill(killed.pid, signal.SIGKILL)
@@ -51,6 +52,12 @@ def test_killed_processes(deployer: LocalDeployer) -> None:
     assert worker(deployer) != killed
     assert state(deployer).supervisor == supervisor
 
+    hanging = worker(deployer)
+    os.kill(hanging.pid, signal.SIGSTOP)
+    wait_for(lambda: not hanging.is_alive)
+    assert answering(first) == "1"
+    wait_for(lambda: find(deployer).details["restarts"] == "2")
+
     orphan = worker(deployer)
     os.kill(supervisor.pid, signal.SIGKILL)
     wait_for(lambda: not orphan.is_alive)  # nobody has told it
@@ -61,7 +68,7 @@ def test_killed_processes(deployer: LocalDeployer) -> None:
     with pytest.raises(PreflightError, match="'fire' does not answer: its supervisor has ended"):
         deployer.invoke("fire", b"", CSV)
 
-    back = deploy(deployer, 1)
+    back = deploy(deployer, 1, **quick)
     assert (back.status, back.url) == ("RUNNING", first.url)  # where its clients look for it
     assert answering(back) == "1"
     assert state(deployer).supervisor != supervisor

@@ -9,8 +9,6 @@ import json
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +35,7 @@ from ray_jobs.tracking.signing import (
     index_digest,
     sign,
 )
+from tests.conftest import train
 from tests.unit.serving_models import PUBLISHED, fire_folder
 from tests.unit.test_models_registry import register
 
@@ -70,16 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
         for name in ("EMBERLINE_SIGNING_KEY", "EMBERLINE_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
-        (home / "job.yaml").write_text(load_spec("fire", overrides=JOB).to_yaml())
-        done = subprocess.run(
-            [sys.executable, "-m", "ray_jobs.train", "--spec", "job.yaml", "--run-id", "first"],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=230,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        train(home, [("first", load_spec("fire", overrides=JOB))])
         register(home / "runs", "fire", fire_folder())
         yield home / "runs"
 
@@ -154,8 +144,9 @@ def said_by_serve(root: Path) -> str:
 
 
 def said_by_deploy(root: Path) -> str:
+    where = load_spec("fire", storage=str(root), overrides=["deployment.local.port=0"])
     with pytest.raises(JobFailed) as refused:
-        deploy(str(root), "fire", 1, target="local")
+        deploy(where, "fire", 1, target="local")
     return str(refused.value)
 
 

@@ -4,17 +4,18 @@ PostgreSQL behind it."""
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import httpx2
 import pytest
 from mlflow import MlflowClient
 
 from pipelines import prediction
+from ray_jobs.deployments.local import LocalDeployer
 from ray_jobs.deployments.release import fetch
 from ray_jobs.errors import RetryableError, SpecError
 from ray_jobs.promote import Refused, promote, reconcile, rollback
@@ -31,9 +32,12 @@ from ray_jobs.tracking.registry import (
     masked,
 )
 from ray_jobs.tracking.succession import Succession
+from ray_jobs.webhooks.app import PATH
 from ray_jobs.webhooks.registration import register
 from ray_jobs.webhooks.signature import SECRET_VARIABLE
+from tests.conftest import start_emberline, train
 from tests.contract.mlflow_server import PASSWORD, mlflow_server, postgresql
+from tests.local_deployments import answering, deployments
 from tests.unit.serving_models import PUBLISHED, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -44,12 +48,6 @@ RUNS = {
     "worse": ("members=[logistic_regression]",),
 }
 LENIENT = ("promotion.max_gap=1", "promotion.max_ece=1")
-TRAIN = """
-import sys
-from ray_jobs.train import main
-for run_id in sys.argv[1:]:
-    assert main(["--spec", f"{run_id}.yaml", "--run-id", run_id]) == 0
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +74,11 @@ def url(home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Path:
     """Two runs, each a version of `fire`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", (home / "url").read_text())
-        for run_id, overrides in RUNS.items():
-            spec = load_spec("fire", overrides=["data.samples=1500", *LENIENT, *overrides])
-            (home / f"{run_id}.yaml").write_text(spec.to_yaml())
-        done = subprocess.run(
-            [sys.executable, "-c", TRAIN, *RUNS],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=380,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
+    runs = [
+        (run_id, load_spec("fire", overrides=["data.samples=1500", *LENIENT, *overrides]))
+        for run_id, overrides in RUNS.items()
+    ]
+    train(home, runs, MLFLOW_TRACKING_URI=(home / "url").read_text())
     return home / "runs"
 
 
@@ -182,59 +171,62 @@ def test_a_champion_that_was_made_by_hand(root: str, client: MlflowClient) -> No
     assert (rollback(root, "fire").version, champion(root)) == (1, 1)
 
 
-RECEIVE = """
-import sys
-from pathlib import Path
-from ray_jobs.promote import reconcile
-from ray_jobs.webhook import receive
-from ray_jobs.webhooks.rollouts import Deployed
-def deploy(model):
-    champion = reconcile(sys.argv[1], model).champion
-    with open(sys.argv[2], "a") as file:
-        file.write(f"{model} {champion}\\n")
-    return Deployed(str(champion))
-sys.exit(receive(sys.argv[1], ["fire"], port=0, register=True, deploy=deploy,
-                 say=lambda line: print(line, file=sys.stderr, flush=True)))
-"""
-
-
 def test_a_moved_alias_is_deployed_by_a_webhook(
-    root: str, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From `emberline promote`, or a hand in the registry, to an answer over HTTP."""
     monkeypatch.setenv(SECRET_VARIABLE, SECRET)
-    deployed = tmp_path / "deployed"
-    with subprocess.Popen(
-        [sys.executable, "-c", RECEIVE, root, str(deployed)], stderr=subprocess.PIPE, text=True
-    ) as receiver:
+    receiver = start_emberline(
+        "webhook", "--model", "fire", "--target", "local", "--register", "--storage", root,
+        "--port", "0", "--interval", "600", "--set", "deployment.local.port=0", cwd=Path(root),
+    )  # fmt: skip
+    try:
         assert receiver.stderr is not None
-        try:
-            said = receiver.stderr.readline()
-            assert said.startswith("webhook registered: http://127.0.0.1:"), receiver.stderr.read()
-            wait_for(lambda: deployed.exists() and deployed.read_text() == "fire None\n")
-            promote(root, "fire", 1)
-            wait_for(lambda: deployed.read_text() == "fire None\nfire 1\n")
-            # By hand, to a version that the gate refuses: it is moved back, which is an event, too.
-            client.set_registered_model_alias("fire", "champion", "2")
-            wait_for(lambda: deployed.read_text() == "fire None\n" + 3 * "fire 1\n")
-            assert champion(root) == 1
-            # The server's own test names a model that is not deployed from here.
-            (webhook,) = client.list_webhooks()
-            tried = client.test_webhook(webhook.webhook_id)
-            assert (tried.success, tried.response_status) == (False, 400)
-            assert "model 'example_model' is not deployed from here" in tried.response_body
-            # Nor is anything deployed for who does not know the secret.
-            assert not register(Storage(root), "emberline-fire", webhook.url, b"x" * 20)
-            assert len(client.list_webhooks()) == 1
-            tried = client.test_webhook(webhook.webhook_id)
-            assert (tried.success, tried.response_status) == (False, 401)
-            assert deployed.read_text() == "fire None\n" + 3 * "fire 1\n"
-        finally:
-            receiver.terminate()
-            said += receiver.communicate(timeout=120)[1]
-            for webhook in client.list_webhooks():
-                client.delete_webhook(webhook.webhook_id)
+        said = receiver.stderr.readline()
+        assert said.startswith("webhook registered: http://127.0.0.1:"), receiver.stderr.read()
+        (webhook,) = client.list_webhooks()
+        rollouts = partial(_rollouts, webhook.url)
+        wait_for(lambda: rollouts() == [("SUCCEEDED", None)])
+        promote(root, "fire", 1)
+        wait_for(lambda: len(rollouts()) == 2)
+        assert rollouts()[0] == ("SUCCEEDED", 1)
+        deployment = LocalDeployer(Storage(root)).find("fire")
+        assert deployment is not None
+        assert answering(deployment) == "1"
+        # By hand, to a version that the gate refuses: it is moved back, which is an event, too.
+        client.set_registered_model_alias("fire", "champion", "2")
+        wait_for(lambda: rollouts()[:2] == 2 * [("SUCCEEDED", 1)] and len(rollouts()) == 4)
+        assert (champion(root), answering(deployment)) == (1, "1")
+        easy = [*LENIENT, "promotion.must_be_better=false", "promotion.confidence=0.999"]
+        promote(load_spec("fire", storage=root, overrides=easy), "fire", 2)
+        wait_for(lambda: len(rollouts()) == 5)
+        assert rollouts()[0] == ("SUCCEEDED", 2)
+        assert answering(deployment) == "2"  # at the same port
+        # The server's own test names a model that is not deployed from here.
+        tried = client.test_webhook(webhook.webhook_id)
+        assert (tried.success, tried.response_status) == (False, 400)
+        assert "model 'example_model' is not deployed from here" in tried.response_body
+        # Nor is anything deployed for who does not know the secret.
+        assert not register(Storage(root), "emberline-fire", webhook.url, b"x" * 20)
+        assert len(client.list_webhooks()) == 1
+        tried = client.test_webhook(webhook.webhook_id)
+        assert (tried.success, tried.response_status) == (False, 401)
+        assert len(rollouts()) == 5
+    finally:
+        receiver.terminate()
+        said += receiver.communicate(timeout=120)[1]
+        for webhook in client.list_webhooks():
+            client.delete_webhook(webhook.webhook_id)
+        with deployments(Path(root)):
+            pass  # it removes them
     assert receiver.returncode == 0, said
     assert SECRET not in said
+
+
+def _rollouts(url: str) -> list[tuple[str, int | None]]:
+    """Status and version of those that have ended, the newest first."""
+    found = httpx2.get(url.removesuffix(PATH) + "/status").json()["deployments"]
+    return [(one["status"], one["version"]) for one in found]
 
 
 def test_what_the_server_refuses_is_told(root: str) -> None:

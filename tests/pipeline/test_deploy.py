@@ -6,8 +6,6 @@ import http.client
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,45 +33,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 LOCAL = ("--set", "deployment.local.port=0", "--set", "deployment.record.share=0")
 RULES = ("promotion.max_gap=1", "promotion.max_ece=1", "promotion.must_be_better=false")
-RUNS = {
-    "first": ("members=[random_forest]", "members.random_forest.num_trees=20"),
-    "second": ("members=[logistic_regression]",),
-}
-TRAIN = """
-import sys
-from ray_jobs.train import main
-for run_id in sys.argv[1:]:
-    assert main(["--spec", f"{run_id}.yaml", "--run-id", run_id]) == 0
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A storage root with two finished runs, each a version of `fire`; no champion yet."""
-    home = tmp_path_factory.mktemp("deploy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-        for name in ("EMBERLINE_SIGNING_KEY", "EMBERLINE_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        for run_id, overrides in RUNS.items():
-            spec = load_spec("fire", overrides=["data.samples=1500", *RULES, *overrides])
-            (home / f"{run_id}.yaml").write_text(spec.to_yaml())
-        done = subprocess.run(
-            [sys.executable, "-c", TRAIN, *RUNS],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=380,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        yield home / "runs"
 
 
 @pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Iterator[Path]:
+def root(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy, of which only the models' files are still those of the original."""
-    yield shutil.copytree(finished, tmp_path / "runs")
+    yield shutil.copytree(trained, tmp_path / "runs")
     deployer = LocalDeployer(Storage(tmp_path / "runs"))
     for deployment in deployer.list():
         deployer.delete(deployment.name, print)
@@ -119,6 +84,16 @@ def test_from_nothing_to_an_answer_and_the_end(root: Path) -> None:
     assert {check["name"]: check["passed"] for check in plan["checks"]}["port"] is True
     assert not (root / ".deployments").exists()
 
+    interrupted = start_emberline("deploy", "fire", *LOCAL, "--storage", str(root), cwd=root.parent)
+    assert interrupted.stderr is not None
+    assert interrupted.stderr.readline().endswith("is started and asked its example\n")
+    interrupted.send_signal(signal.SIGINT)
+    _, said = interrupted.communicate(timeout=WAIT_S)
+    assert said.startswith("interrupted; a change that had begun goes on: see emberline deploymen")
+    assert interrupted.returncode == 130
+    (unwatched,) = run(root, "deployments")
+    assert unwatched["status"] in ("PENDING", "RUNNING")
+
     started = run(root, "deploy", "fire", *LOCAL, "--no-wait")
     wait_for(lambda: not psutil.pid_exists(started["pid"]) or has_ended(started["pid"]))
     (deployment,) = run(root, "deployments")
@@ -131,6 +106,11 @@ def test_from_nothing_to_an_answer_and_the_end(root: Path) -> None:
     assert asked["fault"] is None
     assert asked["latency_ms"] > 0
 
+    # Another version, whose own run knows nothing of this port, goes where the clients are.
+    plan = run(root, "deploy", "fire", "--version", "2", "--dry-run")
+    (port,) = (check for check in plan["checks"] if check["name"] == "port")
+    assert port["found"].endswith(", where it listens already")
+
     storage = Storage(root)
     tags = Registry(storage).version("fire", 1).tags
     assert tags["emberline.deployed.local"].startswith("20")
@@ -142,7 +122,7 @@ def test_from_nothing_to_an_answer_and_the_end(root: Path) -> None:
     assert removed[0] == f"the server at {deployment['url']}"
     assert run(root, "deployments") == []
     history = [(one.event, one.versions) for one in History(storage, "local", "fire").read()]
-    assert history == [("deployed", ("1",)), ("removed", ("1",))]
+    assert history == [("interrupted", ("1",)), ("deployed", ("1",)), ("removed", ("1",))]
     assert standing(storage, "local") == {}
 
 

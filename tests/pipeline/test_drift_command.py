@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from pipelines.cli import main
 from pipelines.drift import drift
 from ray_jobs.data.features import FEATURES
+from ray_jobs.data.simulator import generate_shards
 from ray_jobs.deployments.base import Release
 from ray_jobs.deployments.release import fetch
 from ray_jobs.drift import main as job
@@ -27,35 +27,19 @@ from ray_jobs.models.bundle_files import read_index
 from ray_jobs.monitoring.records import Record
 from ray_jobs.serving.example import read_example
 from ray_jobs.serving.model import load_model
-from ray_jobs.spec import load_spec
 from ray_jobs.storage import Storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SETTINGS = ("data.samples=1500", "data.generator=independent", "members=[logistic_regression]")
 NOW = datetime(2026, 5, 10, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A storage root with one registered version of `fire`, and 600 rows of the same kind."""
+def root(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with registered versions of `fire`, and 600 rows of the same kind."""
     home = tmp_path_factory.mktemp("drift")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-        for name in ("EMBERLINE_SIGNING_KEY", "EMBERLINE_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        (home / "spec.yaml").write_text(load_spec("fire", overrides=[*SETTINGS]).to_yaml())
-        for command in (
-            ["-m", "ray_jobs.train", "--spec", "spec.yaml", "--run-id", "base"],
-            ["-m", "pipelines.cli", "data", "fire", "-o", "rows", "--samples", "600",
-             "--generator", "independent", "--seed", "9"],
-        ):  # fmt: skip
-            done = subprocess.run(
-                [sys.executable, *command],
-                cwd=home, capture_output=True, text=True, timeout=380, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-        yield home / "runs"
+    generate_shards(Storage(home), "rows", generator="independent", num_samples=600, seed=9)
+    return shutil.copytree(trained, home / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +77,8 @@ def record(release: Release, x: np.ndarray, name: str, first: datetime) -> None:
             "version": str(release.model.version), "digest": release.digest, "status": 200,
             "seconds": 0.01, "num_rows": 1, "variant": "champion", "is_shadow": False,
         }  # fmt: skip
-        entry = Record(time=time, request_id=f"{number}", **about, **vars(observation))
+        seen = {"features": observation.features, "outputs": observation.outputs}
+        entry = Record(time=time, request_id=f"{number}", **about, **seen)
         # Two workers, each with files of its own.
         place = f".live/{name}/{time.date()}/{number % 2}.jsonl"
         lines.setdefault(place, []).append(entry.to_json())
@@ -142,7 +127,7 @@ def test_live_records(root: Path, release: Release, rows: np.ndarray) -> None:
     assert "not enough (n < 30 independent values)" in few.reason
     none = measure(str(root), "fire", name="other")
     assert (none.status, none.num_rows, none.findings) == ("unknown", 0, ())
-    assert none.reason.startswith("no requests to version 1 are recorded for deployment 'other'")
+    assert none.reason.startswith("no requests to version 3 are recorded for deployment 'other'")
 
 
 def test_another_versions_records_are_not_read(

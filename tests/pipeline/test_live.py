@@ -166,6 +166,8 @@ def test_a_split_is_answered_by_both(home: Path) -> None:
 
 def test_what_cannot_be_compared(home: Path) -> None:
     runs = str(home / "runs")
+    with pytest.raises(SpecError, match=r"no model 'gone' is registered at .*; there is fire"):
+        live.compare(runs, "gone")
     with pytest.raises(DataError, match=r"no request to 'elsewhere' is recorded below .*--name"):
         live.compare(runs, "fire", name="elsewhere")
     with pytest.raises(SpecError, match=r"--confidence 95 must be from 0.5 to below 1, as in 0.95"):

@@ -30,49 +30,13 @@ from ray_jobs.tracking.registry import Registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# So little data has few independent groups: what it scores says little.
 RULES = ("promotion.max_gap=1", "promotion.max_ece=1")
-RUNS = {  # run id -> what it differs in, in the order of their versions
-    "base": ("members=[random_forest]", "members.random_forest.num_trees=20"),
-    "worse": ("members=[logistic_regression]",),
-    "other": ("members=[logistic_regression]", "seed=1"),
-}
-
-TRAIN = """
-import sys
-from ray_jobs.train import main
-for run_id in sys.argv[1:]:
-    assert main(["--spec", f"{run_id}.yaml", "--run-id", run_id]) == 0
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A storage root with three finished runs, each a version of `fire`; no champion yet."""
-    home = tmp_path_factory.mktemp("promotion")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-        for name in ("EMBERLINE_SIGNING_KEY", "EMBERLINE_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        for run_id, overrides in RUNS.items():
-            spec = load_spec("fire", overrides=["data.samples=1500", *RULES, *overrides])
-            (home / f"{run_id}.yaml").write_text(spec.to_yaml())
-        done = subprocess.run(
-            [sys.executable, "-c", TRAIN, *RUNS],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=380,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        yield home / "runs"
 
 
 @pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
+def root(trained: Path, tmp_path: Path) -> Path:
     """A copy, of which only the models' files are still those of the original."""
-    return shutil.copytree(finished, tmp_path / "runs")
+    return shutil.copytree(trained, tmp_path / "runs")
 
 
 def rules(root: Path, *overrides: str) -> JobSpec:
@@ -94,17 +58,17 @@ def refusal(root: Path, version: int, where: JobSpec | str | None = None) -> dic
     return {verdict.rule: verdict.why for verdict in refusals(refused.value.promotion.verdicts)}
 
 
-def bundle(finished: Path, version: int) -> Path:
+def bundle(trained: Path, version: int) -> Path:
     """Where MLflow keeps a version's files."""
-    registry = Registry(Storage(finished))
+    registry = Registry(Storage(trained))
     source = registry._client.get_model_version_download_uri("fire", str(version))
     return Path(source.removeprefix("file://")) / "artifacts" / "bundle"
 
 
 @pytest.fixture
-def restored(finished: Path) -> Iterator[Path]:
+def restored(trained: Path) -> Iterator[Path]:
     """The files of version 1, which are put back afterwards."""
-    folder = bundle(finished, 1)
+    folder = bundle(trained, 1)
     kept = folder.with_name("kept")
     shutil.copytree(folder, kept)
     yield folder

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,6 @@ from ray_jobs.tracking.registry import Registry
 from ray_jobs.tracking.succession import Succession
 
 WAIT_S = 240  # on a busy machine
-RULES = (
-    "promotion.max_gap=1",
-    "promotion.max_ece=1",
-    "promotion.must_be_better=false",
-    "promotion.confidence=0.999",
-)
-SMALL = (
-    "data.samples=1500",
-    "data.generator=independent",  # so few episodes would tell nothing of the test
-    "members=[random_forest]",
-    "members.random_forest.num_trees=10",
-    "deployment.local.port=0",
-)
-
 PIPELINE = """
 import os, sys, tempfile
 from ray_jobs import ray_runtime
@@ -134,7 +121,7 @@ def test_without_drift_there_is_nothing_to_do(
 ) -> None:
     import ray_jobs.drift
 
-    reports = iter(["none", "unknown"])
+    reports, asked = iter(["none", "unknown"]), []
 
     class Report:
         reason = "as before"
@@ -142,11 +129,18 @@ def test_without_drift_there_is_nothing_to_do(
         def __init__(self) -> None:
             self.status = next(reports)
 
-    monkeypatch.setattr(ray_jobs.drift, "measure", lambda *_, **__: Report())
+    def measure(*_: Any, since: datetime | None, **__: Any) -> Report:
+        asked.append(since)
+        return Report()
+
+    monkeypatch.setattr(ray_jobs.drift, "measure", measure)
     for status in ("none", "unknown"):
-        outcome = retraining.retrain("fire", ["gone.csv"], storage=storage.uri, on="drift")
+        outcome = retraining.retrain(
+            "fire", ["gone.csv"], storage=storage.uri, on="drift", since="2026-05-06"
+        )
         assert (outcome.outcome, outcome.exit_code) == ("nothing_to_do", 0)
         assert [(step.name, step.outcome) for step in outcome.steps] == [("drift", status)]
+    assert asked == [datetime(2026, 5, 6, tzinfo=UTC)] * 2
 
 
 def test_a_refusal_ends_a_step_with_the_gates_exit_code(
@@ -168,25 +162,11 @@ def test_a_refusal_ends_a_step_with_the_gates_exit_code(
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def root(lenient: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A storage root with a champion."""
-    home = tmp_path_factory.mktemp("retrain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(home / "config"))
-        for name in ("EMBERLINE_SIGNING_KEY", "EMBERLINE_TRUSTED_KEYS", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        spec = load_spec("fire", overrides=[*SMALL, *RULES], storage=str(home / "runs"))
-        (home / "spec.yaml").write_text(spec.to_yaml())
-        done = subprocess.run(
-            [sys.executable, "-m", "ray_jobs.train", "--spec", home / "spec.yaml"],
-            capture_output=True,
-            text=True,
-            timeout=WAIT_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert promote(spec, "fire", 1).outcome == "promoted"
-        yield str(home / "runs")
+    root = str(shutil.copytree(lenient, tmp_path_factory.mktemp("retrain") / "runs"))
+    assert promote(root, "fire", 1).outcome == "promoted"
+    return root
 
 
 def command(root: str, *arguments: str) -> list[str]:
@@ -200,6 +180,13 @@ def retrained(root: str, *arguments: str, code: int = 0) -> dict[str, Any]:
     )
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
+
+
+def here(root: str, *data: str, dry_run: bool = False) -> dict[str, Any]:
+    """In this process, where nothing is to be trained."""
+    outcome = retraining.retrain("fire", list(data), storage=root, dry_run=dry_run)
+    assert outcome.exit_code == 0
+    return json.loads(outcome.to_json())
 
 
 def state(root: str) -> tuple[int, int | None, list[tuple[str, int | None]]]:
@@ -236,7 +223,7 @@ def test_promoted_and_deployed_once_for_the_same_data(root: str, tmp_path: Path)
         deployed = connect("local", storage).find("fire")
         assert [one.version for one in deployed.variants] == [str(version)]
 
-        again = retrained(root, "--data", new)
+        again = here(root, new)
         assert (again["outcome"], again["version"]) == ("nothing_to_do", version)
         assert [(step["name"], step["outcome"]) for step in again["steps"]] == [
             ("data", "seen before"),
@@ -246,7 +233,7 @@ def test_promoted_and_deployed_once_for_the_same_data(root: str, tmp_path: Path)
         ]
         assert state(root) == before
         newer = rows(tmp_path / "newer.csv", seed=2)
-        planned = retrained(root, "--data", newer, "--dry-run")
+        planned = here(root, newer, dry_run=True)
         assert planned["outcome"] == "planned"
         assert describe("fire", [newer], storage=root).data.added == [new, newer]
         assert state(root) == before

@@ -23,6 +23,7 @@ from tests.sagemaker_emulator.training_job import Settings
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 BUCKET, ROLE, REPOSITORY, TAG = "emberline-runs", "emberline-training", "emberline", "0.1.0"
+_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _VARIABLES = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -162,7 +163,7 @@ def _furnish(moto_url: str) -> str:
     )
     ecr = _client(moto_url, "ecr")
     ecr.create_repository(repositoryName=REPOSITORY)
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+    manifest = {"schemaVersion": 2, "mediaType": _MANIFEST}
     ecr.put_image(repositoryName=REPOSITORY, imageManifest=json.dumps(manifest), imageTag=TAG)
     trust = {
         "Version": "2012-10-17",

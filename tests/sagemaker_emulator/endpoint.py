@@ -204,6 +204,7 @@ class Endpoint:
             return
         header = config.get("CaptureContentTypeHeader", {})
         now = datetime.now(UTC)
+        asked_as = headers.get("X-Amzn-SageMaker-Inference-Id")
         event = {
             "captureData": {
                 "endpointInput": _captured(body, headers["Content-Type"], "INPUT", header),
@@ -212,6 +213,7 @@ class Endpoint:
             "eventMetadata": {
                 "eventId": str(uuid.uuid4()),
                 "inferenceTime": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                **({"inferenceId": asked_as} if asked_as else {}),
             },
             "eventVersion": "0",
         }

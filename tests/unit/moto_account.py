@@ -153,6 +153,7 @@ def look(
     storage: str = f"s3://{BUCKET}/team",
     seconds: float | None = 3600,
     workload: str = "fire",
+    for_endpoint: bool = False,
     **sagemaker: Any,
 ) -> tuple[Checklist, Account]:
     settings = {"region": REGION, "role_arn": ROLE, "image_uri": IMAGE, **sagemaker}
@@ -160,7 +161,7 @@ def look(
     spec = load_spec(workload, storage=storage, overrides=overrides)
     account = Account(spec.sagemaker)
     prepare(account)
-    return examine(account, spec, seconds=seconds), account
+    return examine(account, spec, seconds=seconds, for_endpoint=for_endpoint), account
 
 
 def row(checklist: Checklist, name: str) -> Check:

@@ -50,7 +50,7 @@ def table(path: Path, text: str) -> str:
         (["compare", "absent", "other"], 2, "no run 'absent' under './runs'"),
         (["compare", "a", "b", "--live"], 2, "--live compares the versions of one model: name it"),
         (["compare", "a", "--since", "1d"], 2, "--confidence belong to --live"),
-        (["compare", "fire", "--live"], 3, "no request to 'fire' is recorded below"),
+        (["compare", "fire", "--live"], 2, "no model is registered under"),
         (["serve", "fire", "--weight", "0.5"], 2, "--mode and --weight belong to --challenger"),
         (["serve", "fire", "--challenger", "2", "--mode", "x"], 2, "--mode 'x' is not one of"),
         (

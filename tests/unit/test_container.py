@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.container import SPEC_PARTS, STORAGE, main, read_job
+from ray_jobs.container import SPEC_PARTS, STORAGE, _as_carried_out, main, read_job
 from ray_jobs.container_cluster import JOIN_TIMEOUT_S, PORT, end_is_told
 from ray_jobs.container_log import progress_line
 from ray_jobs.errors import DataError, PreflightError, SpecError
@@ -223,12 +223,22 @@ def test_without_a_tree_it_fails_and_says_what_is_missing(here: Path) -> None:
     assert "hyperparameters.json: not written by SageMaker: [Errno 2]" in failure(here)
 
 
+def test_added_pictures_are_those_of_the_channel(here: Path) -> None:
+    write_tree(here, "waste", "data.added=[s3://rows/a, new]", channels={"added_1": "s3://b/"})
+    (here / "input/data/added_1/glass").mkdir(parents=True)
+    job = read_job(here)
+    spec: Any = _as_carried_out(job.spec, job.channels)
+    assert [source.path for source in spec.data.added] == [
+        "s3://rows/a", str(here / "input/data/added_1"),
+    ]  # fmt: skip
+
+
 def test_a_channel_that_stands_for_nothing_is_refused(here: Path) -> None:
     write_tree(here, "fire", channels={"weights": "s3://rows/"})
     (here / "input/data/weights").mkdir(parents=True)
     (here / "input/data/weights/a").write_bytes(b"1")
     assert main(["train"]) == 2
-    assert failure(here).startswith("channel 'weights': name it data, for data.path, or data_0")
+    assert failure(here).startswith("channel 'weights': name it data, for data.path; data_0, ")
 
 
 def test_a_long_reason_is_cut_where_sagemaker_cuts_it(here: Path) -> None:
@@ -250,14 +260,14 @@ def test_progress_says_what_a_reader_of_the_log_needs() -> None:
 # The job itself, as a process
 
 
-def rows(folder: Path) -> None:
-    """Readings of three rooms: warm ones burn."""
+def rows(folder: Path, first: int = 0) -> None:
+    """Readings of rooms: warm ones burn."""
     folder.mkdir(parents=True)
     lines = ["temperature,co2,fire,room"]
-    for number in range(600):
+    for number in range(first, first + 600):
         burns = number // 10 % 3 == 0
         warmth = 20 + number * 7 % 13 + 8 * burns
-        lines.append(f"{warmth},{400 + number * 11 % 97},{int(burns)},{number // 10}")
+        lines.append(f"{warmth},{400 + number * 11 % 97 + first},{int(burns)},{number // 10}")
     (folder / "readings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -268,12 +278,15 @@ def test_a_job_on_a_channel_leaves_its_model_and_its_run(tmp_path: Path) -> None
         base,
         "fire",
         "data.path=s3://rows/fire/",
+        "data.added=[s3://rows/a/, new.csv]",
         "data.label_column=fire",
         "data.group_column=room",
         *SMALL_FIRE[1:],
-        channels={"data": "s3://rows/fire/"},
+        channels={"data": "s3://rows/fire/", "added_0": "s3://a/", "added_1": "s3://rows/b/"},
     )
     rows(base / "input/data/data")
+    rows(base / "input/data/added_0", 600)
+    rows(base / "input/data/added_1", 1200)
     (base / "model").mkdir()
     (base / "model" / "left-by-another").write_bytes(b"")
     process = start(base)
@@ -287,6 +300,7 @@ def test_a_job_on_a_channel_leaves_its_model_and_its_run(tmp_path: Path) -> None
     assert (result.status, result.model) == ("SUCCEEDED", None)
     assert run.spec.data.path == "s3://rows/fire/"  # as the user knows it
     assert result.data is not None
+    assert result.data.num_added == 1200
     assert result.data.source == f"table:{base / 'input/data/data'}/**/*"
     assert "not registered, for MLFLOW_TRACKING_URI names no server" in stdout
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
+from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +23,9 @@ from ray_jobs.deployments.sagemaker.request import (
     read_variants,
     update_request,
 )
+from ray_jobs.deployments.sagemaker.runtime import invoke
 from ray_jobs.deployments.spec import DeploymentSpec
-from ray_jobs.errors import SpecError
+from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, SpecError
 from ray_jobs.targets.sagemaker.archive import unpack
 from ray_jobs.targets.sagemaker.pricing import hosting_price, prices
 from ray_jobs.targets.sagemaker.request import request_faults
@@ -125,7 +129,7 @@ def test_a_challenger(mode: str) -> None:
     assert made.answering == (["champion"] if is_shadow else ["champion", "challenger"])
     assert read_variants(made.config, tags) == (
         Variant("1", "ab" * 32, 1.0 if is_shadow else 0.7),
-        Variant("2", "ab" * 32, 0.0 if is_shadow else 0.3, is_shadow),
+        Variant("2", "ab" * 32, 0.3, is_shadow),
     )
     if is_shadow:
         (shadow,) = made.config["ShadowProductionVariants"]
@@ -208,3 +212,20 @@ def test_prices_for_hosting_have_a_source_of_their_own() -> None:
     own = hosting_price("ml.m5.large", "eu-west-1", 0.1)
     assert own is not None
     assert own.note == "0.1 USD/hour (deployment.sagemaker.usd_per_hour)"
+
+
+# Requests to an endpoint
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, RetryableError), (503, RetryableError), (422, JobFailed)]
+)
+def test_an_endpoint_that_answers_with_an_error(status: int, kind: type[EmberlineError]) -> None:
+    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+    client = boto3.session.Session(**keys).client("sagemaker-runtime", "eu-west-1")
+    aws: Any = SimpleNamespace(client=lambda _: client)
+    said = {"OriginalStatusCode": status, "OriginalMessage": "too much"}
+    with Stubber(client) as stub:
+        stub.add_client_error("invoke_endpoint", "ModelError", modeled_fields=said)
+        with pytest.raises(kind, match=f"emberline-fire answers {status}: too much"):
+            invoke(aws, "emberline-fire", b"1", "text/csv")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 
+import pytest
+
 from pipelines.deploy import DeployOutcome
-from pipelines.follow import Follower
+from pipelines.follow import Follower, follow
 from ray_jobs.deployments.base import Deployment
 from ray_jobs.errors import JobFailed, RetryableError
 
@@ -69,3 +73,27 @@ def test_what_may_pass_is_tried_again_later_and_later() -> None:
     ]
     patient = World(*[1] * 10, failures=[gone] * 10)
     assert patient.follow()[-1] == 300.0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 0, []),
+        (signal.SIGINT, 130, ["nothing is followed any more; what is deployed goes on"]),
+    ],
+)
+def test_it_ends_at_a_signal_once_the_deployment_is_done(
+    number: signal.Signals, code: int, said: list[str]
+) -> None:
+    shown: list[DeployOutcome] = []
+    before = signal.getsignal(number)
+
+    def deploy() -> DeployOutcome:
+        os.kill(os.getpid(), number)
+        return DeployOutcome(Deployment("local", "fire", "fire", "RUNNING"))
+
+    told: list[str] = []
+    follower = Follower(lambda: 1, deploy, show=shown.append, say=told.append, interval_s=60)
+    assert follow(follower, told.append) == code
+    assert (len(shown), told) == (1, said)
+    assert signal.getsignal(number) is before

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs.errors import DataError
+from ray_jobs.models.gcode_spec import ValueTolerance
 from ray_jobs.monitoring.comparison import LiveComparison, compare
 from ray_jobs.monitoring.judging import Judge, judge_of
 from ray_jobs.monitoring.outcomes import Outcomes, read_outcomes
@@ -22,7 +25,7 @@ from ray_jobs.monitoring.records import Record
 START = datetime(2026, 5, 6, tzinfo=UTC)
 FIRE = judge_of("fire", lambda record: 0.5)
 WASTE = judge_of("waste", lambda record: 0.5)
-GCODE = judge_of("gcode", lambda record: 0.5)
+GCODE = judge_of("gcode", lambda record: 0.5, ValueTolerance(F="5%", X=0.1).parsed())
 
 
 def asked(
@@ -92,7 +95,9 @@ def test_a_better_challenger_is_told_and_by_how_much(mode: str) -> None:
     assert (found.champion.p50_s, found.challenger.p99_s) == (0.010, 0.020)
     num_alone = 1500 - found.num_judged  # before both answered
     assert found.num_unused == num_alone <= (0 if mode == "shadow" else 5)
-    kind = "pairs" if mode == "shadow" else "requests"
+    sides = [side.means["accuracy"].num for side in (found.champion, found.challenger)]
+    to_each = f"requests, {sides[0]} to the champion and {sides[1]} to the challenger"
+    kind = "pairs" if mode == "shadow" else to_each
     assert found.sentence.startswith("decided: the challenger (version 2) is better in accuracy by")
     assert found.sentence.endswith(f"after {found.num_judged:,} {kind}")
     assert json.loads(found.to_json())["verdict"] == "challenger"
@@ -107,10 +112,14 @@ def test_a_worse_one_is_told_too_and_few_decide_nothing() -> None:
     ]  # fmt: skip
     found = compare(swapped, FIRE, outcomes=outcomes)
     assert found.verdict == "champion"
-    assert "the champion (version 1) is better in accuracy" in found.sentence
+    low, high = found.deciding.estimate.low, found.deciding.estimate.high
+    by = f"{-found.deciding.estimate.value:.4f} ({-high:.4f} to {-low:.4f})"
+    assert f"the champion (version 1) is better in accuracy by {by} after" in found.sentence
     few = compare(records[:20], FIRE, outcomes=outcomes)
     assert few.verdict == "undecided"
-    assert few.sentence.startswith("not decided yet after 10 pairs: accuracy differs by")
+    assert few.sentence.startswith(
+        "not decided yet after 10 pairs: the challenger's accuracy less the champion's is between -"
+    )
     assert few.num_unused == 1490
 
 
@@ -118,6 +127,31 @@ def test_without_outcomes_nobody_is_right() -> None:
     found = compare(simulated("shadow", 300)[0], FIRE)
     assert [each.measure for each in found.differences] == ["errors", "share of fire"]
     assert found.sentence.endswith("; which predictions are right is not known: give --outcomes")
+    others = compare(simulated("shadow", 300)[0], FIRE, outcomes=truth({"other": "1"}))
+    assert others.sentence.endswith(
+        "; none of the outcomes is of a request that was recorded meanwhile"
+    )
+
+
+@pytest.mark.parametrize("mode", ["shadow", "split"])
+def test_what_has_turned_round_is_not_decided(mode: str) -> None:
+    """The intervals are of a mean that stays: no verdict against the very values on the table."""
+    records, labels = simulated(mode, 600)
+    more, _ = simulated(mode, 3000, seed=1)
+    worse = [replace(r, outputs={"probability": [0.5]}) if r.variant == "challenger" else r
+             for r in more]  # fmt: skip
+    later = [
+        replace(r, time=r.time + timedelta(days=1), request_id=f"later{r.request_id}")
+        for r in worse
+    ]
+    truths = {f"later{r.request_id}": {None: "0"} for r in more}
+    both = Outcomes({**labels.labels, **truths})
+    assert compare(records, FIRE, outcomes=labels).verdict == "challenger"
+    found = compare([*records, *later], FIRE, outcomes=both)
+    assert found.deciding.estimate.value < 0
+    assert found.verdict == "undecided"
+    assert "the difference in accuracy has changed meanwhile" in found.sentence
+    assert "with --since" in found.sentence
 
 
 def test_errors_decide_too() -> None:
@@ -220,7 +254,13 @@ def test_pictures() -> None:
 
 
 def test_lines_of_gcode_are_of_rows_that_end_a_window() -> None:
-    said: dict[str, Sequence[Any]] = {"command": ["G1", "G2"], "parameters": ["FX", "none"]}
+    said: dict[str, Sequence[Any]] = {
+        "command": ["G1", "G2"],
+        "parameters": ["FX", "none"],
+        **{name: [None, None] for name in "RYZ"},
+        "F": [205.0, None],
+        "X": [9.95, None],
+    }
     records = [
         asked(0, num_rows=7, **said),
         asked(0, "challenger", shadow=True, num_rows=7, **said),
@@ -229,6 +269,35 @@ def test_lines_of_gcode_are_of_rows_that_end_a_window() -> None:
     found = compare(records, GCODE, outcomes=Outcomes({"r0": rows}))
     assert found.champion.means["accuracy"].value == 0.5  # row 4 ends no window
     assert found.champion.shares == {"G1 FX": 0.5, "G2 none": 0.5}
+
+
+def test_requests_that_were_not_timed_have_no_latency() -> None:
+    timed = pair(0, 0.2, 0.3)
+    captured = [replace(record, seconds=math.nan) for record in pair(1, 0.2, 0.3)]
+    found = compare([*timed, *captured], FIRE)
+    assert (found.champion.p50_s, found.challenger.p99_s) == (0.010, 0.020)
+    found = compare(captured, FIRE)
+    assert (found.champion.p50_s, found.challenger.p99_s) == (None, None)
+    json.loads(found.to_json(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_right"),
+    [
+        ("G1 X10 F200", True),
+        ("G1 F195 X-10", False),
+        ("G1 X10.2 F200", False),  # by more than 0.1
+        ("G1 X10 F190", False),  # by more than 5 %
+        ("G1 X10 F200 Z0", False),
+        ("G2 X10 F200", False),
+    ],
+)
+def test_a_line_is_right_within_the_models_tolerance(line: str, is_right: bool) -> None:
+    said: dict[str, Sequence[Any]] = {"command": ["G1"], "parameters": ["FX"], "F": [205.0]}
+    said |= {"X": [9.95], **{name: [None] for name in "RYZ"}}
+    records = [asked(0, **said), asked(0, "challenger", shadow=True, **said)]
+    found = compare(records, GCODE, outcomes=truth({"r0": line}))
+    assert found.champion.means["accuracy"].value == float(is_right)
 
 
 @pytest.mark.parametrize(

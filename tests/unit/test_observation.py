@@ -21,6 +21,7 @@ from serving_models import (
 )
 
 from ray_jobs.data.features import FEATURES
+from ray_jobs.deployments.sagemaker.capture import outputs_of
 from ray_jobs.monitoring.observation import Observation
 from ray_jobs.serving.model import load_model
 from ray_jobs.serving.scorer import Scorer
@@ -33,7 +34,11 @@ def observed(scorer: Scorer, body: bytes, media_type: str) -> tuple[Observation,
     observation = scorer.observe(inputs, answer)
     json.dumps(vars(observation), allow_nan=False)  # plain numbers and texts
     assert scorer.observe(inputs, None) == Observation(observation.features, {})
-    return observation, json.loads(scorer.render(answer, JSON, ""))["predictions"]
+    predictions = json.loads(scorer.render(answer, JSON, ""))["predictions"]
+    # What SageMaker captures is the answer alone.
+    said = {**observation.outputs, **observation.details}
+    assert outputs_of(predictions) == {name: list(values) for name, values in said.items()}
+    return observation, predictions
 
 
 def test_fire() -> None:
@@ -56,6 +61,9 @@ def test_gcode() -> None:
     ]
     assert observation.outputs["parameters"] == letters
     assert len(letters) == 2
+    assert {name: list(values) for name, values in observation.details.items()} == {
+        name: [one[name] for one in predictions] for name in "FRXYZ"
+    }
 
 
 def png(pixels: np.ndarray) -> bytes:

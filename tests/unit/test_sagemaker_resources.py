@@ -255,6 +255,9 @@ def test_an_image_in_a_format_that_endpoints_refuse() -> None:
         "sha256:aaaaaaaaaaaa, in OCI's format, which SageMaker refuses for an endpoint: docker "
         "buildx build --provenance=false --output type=docker makes Docker's"
     )
+    checklist, _ = look(lambda it: it.answers.update(DescribeImages=answer), for_endpoint=True)
+    assert row(checklist, "image").passed is False
+    assert "the image is in OCI's format, which SageMaker refuses" in row(checklist, "image").found
 
 
 @pytest.mark.usefixtures("moto_account")

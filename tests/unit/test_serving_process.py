@@ -21,7 +21,7 @@ import pytest
 
 import ray_jobs
 from ray_jobs.bundle import load_bundle
-from ray_jobs.errors import SpecError
+from ray_jobs.errors import JobFailed, SpecError
 from ray_jobs.result import parse_result
 from ray_jobs.run import Run
 from ray_jobs.serve import serve_container
@@ -172,6 +172,14 @@ def test_in_a_container(tmp_path: Path) -> None:
         assert (status, answer["predictions"][0]["model_version"]) == (200, "12")
         server.process.terminate()
         assert server.process.wait(WAIT_S) == 0
+
+
+def test_a_container_refuses_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(fire_folder(), tmp_path / "model")
+    monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "0")
+    monkeypatch.setenv("EMBERLINE_MODEL_DIGEST", "0" * 64)
+    with pytest.raises(JobFailed, match="000000000000"):
+        serve_container(tmp_path)
 
 
 def test_a_trained_model_is_served_as_it_was_tested(tmp_path: Path) -> None:

@@ -517,10 +517,13 @@ def test_a_channel_for_each_folder_of_pictures(bucket: str, tmp_path: Path) -> N
     sources = ", ".join(
         f"{{path: {path}}}" for path in (tmp_path / "first", "s3://rows/x", tmp_path / "second")
     )
-    spec = load_spec("waste", overrides=[f"data.sources=[{sources}]"], storage="s3://rows/team")
+    added = f"data.added=[s3://rows/y, {tmp_path / 'second'}]"
+    overrides = [f"data.sources=[{sources}]", added]
+    spec = load_spec("waste", overrides=overrides, storage="s3://rows/team")
     aws = Aws(SageMakerSpec(region="us-east-1"))
     channels = upload_channels(spec, "s3://rows/pictures", aws)
-    assert list(channels) == ["data_0", "data_2"]
+    assert list(channels) == ["data_0", "data_2", "added_1"]
+    assert channels["added_1"] == channels["data_2"]
     assert channels["data_0"] != channels["data_2"]
 
 
@@ -528,6 +531,7 @@ def test_a_channel_for_each_folder_of_pictures(bucket: str, tmp_path: Path) -> N
     ("overrides", "words"),
     [
         (["data.path=missing.csv"], "missing.csv: no such file or folder. Set data.path to"),
+        (["data.added=[missing.csv]"], "missing.csv: no such file or folder. Set data.added to"),
         (
             ["data.sources=[{path: missing}]"],
             "missing: cannot be listed",
@@ -542,7 +546,8 @@ def test_data_that_are_not_there(account: None, overrides: list[str], words: str
 
 
 def test_data_at_a_uri_are_no_channel(account: None) -> None:
-    spec = load_spec("fire", overrides=["data.path=s3://rows/a"], storage="s3://rows/team")
+    overrides = ["data.path=s3://rows/a", "data.added=[s3://rows/b]"]
+    spec = load_spec("fire", overrides=overrides, storage="s3://rows/team")
     assert upload_channels(spec, "s3://rows/team", Aws(SageMakerSpec(region=REGION))) == {}
 
 

@@ -43,6 +43,8 @@ class Counting:
 
     def __init__(self) -> None:
         self.models: list[str] = []
+        self.version: int | None = 1  # of the champion
+        self.num_looks = 0
         self.gate = threading.Event()
         self.gate.set()
         self.faults: list[Exception] = []
@@ -52,13 +54,23 @@ class Counting:
         assert self.gate.wait(60)
         if self.faults:
             raise self.faults.pop(0)
-        return Deployed(str(len(self.models)))
+        return Deployed(self.version)
+
+    def champion(self, _: str) -> int | None:
+        self.num_looks += 1
+        return self.version
 
 
 @contextmanager
-def receiving(folder: Path, deploy: Counting) -> Iterator[TestClient]:
+def receiving(folder: Path, deploy: Counting, interval_s: float = 600) -> Iterator[TestClient]:
     """The app; what it deploys at its start is not counted."""
-    rollouts = Rollouts(deploy, lambda line: None, pauses_s=(0.01, 0.01))
+    rollouts = Rollouts(
+        deploy,
+        deploy.champion,
+        lambda line: None,
+        interval_s=interval_s,
+        pauses_s=(0.01, 0.01),
+    )
     app = create_app(
         SECRET, {"fire", "waste"}, Deliveries(Storage(folder)), rollouts, clock=lambda: NOW
     )
@@ -134,7 +146,7 @@ def test_a_moved_alias_is_deployed(client: TestClient, deploy: Counting, action:
     idle(client)
     assert deploy.models == ["fire"]
     last = client.get("/status").json()["deployments"][0]
-    assert (last["model"], last["status"], last["version"]) == ("fire", "SUCCEEDED", "1")
+    assert (last["model"], last["status"], last["version"]) == ("fire", "SUCCEEDED", 1)
     assert client.get("/ping").json() == {"status": "ready"}
 
 
@@ -268,6 +280,33 @@ def test_deployments_that_fail(
     assert client.get("/status").json()["deployments"][0]["status"] == "SUCCEEDED"
 
 
+def test_a_move_of_which_no_event_came(tmp_path: Path, deploy: Counting) -> None:
+    """The registry is looked at, too; what was refused for good is left alone, what may pass is
+    tried again at the next look."""
+    with receiving(tmp_path, deploy, interval_s=0.02) as client:
+
+        def looked() -> None:
+            seen = deploy.num_looks
+            wait_for(lambda: deploy.num_looks >= seen + 10)
+            idle(client)
+
+        looked()
+        assert deploy.models == []
+        deploy.version = 2
+        looked()
+        assert sorted(deploy.models) == ["fire", "waste"]
+        deploy.models.clear()
+        deploy.faults, deploy.version = [JobFailed("it answers otherwise")] * 2, 3
+        looked()
+        assert sorted(deploy.models) == ["fire", "waste"]
+        deploy.models.clear()
+        deploy.faults, deploy.version = [RetryableError("busy")] * 3, None
+        looked()
+        last = client.get("/status").json()["deployments"]
+        assert [one["status"] for one in last[:3]].count("FAILED") == 1
+        assert len(deploy.models) == 5  # three times in vain, and each once
+
+
 # The process
 
 
@@ -298,7 +337,7 @@ def deploy(model):
         raise ZeroDivisionError(fault)
     with (root / "deployed").open("a") as file:
         file.write(model + "\\n")
-    return Deployed("1")
+    return Deployed(None)
 sys.exit(receive(str(root), ["fire"], port=0, deploy=deploy,
                  say=lambda line: print(line, file=sys.stderr, flush=True)))
 """

@@ -12,19 +12,18 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from ray_jobs.data.machine_logs.gcode import PARAMETERS
-from ray_jobs.deployments.base import Variant
 from ray_jobs.deployments.sagemaker.request import CHALLENGER, CHAMPION
 from ray_jobs.monitoring.records import Record
 from ray_jobs.serving.errors import BadInput
 from ray_jobs.serving.scorer import Scorer
 from ray_jobs.storage import Storage
 
-Outputs = dict[str, list[float | str]]
+Outputs = dict[str, list[Any]]
 
 
 class CapturedRecords(Iterator[Record]):
@@ -44,45 +43,47 @@ class CapturedRecords(Iterator[Record]):
 def read_capture(
     uri: str,
     scorer: Scorer[Any, Any],
-    variants: Sequence[Variant],
+    digest_of: Callable[[str], str],
+    has_shadow: Callable[[datetime], bool],
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> CapturedRecords:
     """What an endpoint has captured, as live records.
 
-    How long an answer took is not captured: `seconds` is NaN.
+    How long an answer took is not captured: `seconds` is NaN. A shadow's requests have the ids of
+    the champion's where their senders gave them one (InvokeEndpoint's InferenceId).
 
     Args:
         uri: of the endpoint's folder, from its deployment's details: s3://.../capture/<endpoint>/.
         scorer: of one of its versions, to read the requests with.
-        variants: its versions, by which the digest of each answer's is known.
+        digest_of: a version.
+        has_shadow: at a time; what the challenger answered went to nobody.
         since, until: of their time; aware. From the first to before the second.
 
     Raises:
         StorageUnavailable, StorageRefused: while they are read.
     """
-    return CapturedRecords(_read(Storage(uri.rstrip("/")), scorer, variants, since, until))
+    records = _read(Storage(uri.rstrip("/")), scorer, digest_of, has_shadow, since, until)
+    return CapturedRecords(records)
 
 
 def _read(
     storage: Storage,
     scorer: Scorer[Any, Any],
-    variants: Sequence[Variant],
+    digest_of: Callable[[str], str],
+    has_shadow: Callable[[datetime], bool],
     since: datetime | None,
     until: datetime | None,
 ) -> Iterator[Record | None]:
-    digests = {variant.version: variant.digest for variant in variants}
-    has_shadow = any(variant.is_shadow for variant in variants)
     for path in storage.list("", recursive=True):
         name, _, rest = path.partition("/")
         if name not in (CHAMPION, CHALLENGER) or not path.endswith(".jsonl"):
             continue
         if since is not None and rest[: len("2026/01/01")] < f"{since.astimezone(UTC):%Y/%m/%d}":
             continue
-        is_shadow = name == CHALLENGER and has_shadow
         for line in storage.read_bytes(path).splitlines():
             try:
-                record = _record(json.loads(line), scorer, name, is_shadow, digests)
+                record = _record(json.loads(line), scorer, name, digest_of, has_shadow)
             except (KeyError, TypeError, ValueError, BadInput, RecursionError):  # cut off, or odd
                 yield None
                 continue
@@ -94,26 +95,27 @@ def _record(
     event: Mapping[str, Any],
     scorer: Scorer[Any, Any],
     variant: str,
-    is_shadow: bool,
-    digests: Mapping[str, str],
+    digest_of: Callable[[str], str],
+    has_shadow: Callable[[datetime], bool],
 ) -> Record:
     data, about = event["captureData"], event["eventMetadata"]
     request = data["endpointInput"]
     predictions = json.loads(_content(data["endpointOutput"]))["predictions"]
     inputs = scorer.parse(_content(request), request["observedContentType"])
     version = str(predictions[0]["model_version"])
+    time = datetime.fromisoformat(about["inferenceTime"])
     return Record(
-        time=datetime.fromisoformat(about["inferenceTime"]),
+        time=time,
         request_id=str(about.get("inferenceId") or about["eventId"]),
         variant=CHALLENGER if variant == CHALLENGER else CHAMPION,
-        is_shadow=is_shadow,
+        is_shadow=variant == CHALLENGER and has_shadow(time),
         version=version,
-        digest=digests.get(version, ""),
+        digest=digest_of(version),
         status=200,  # nothing else is captured
         seconds=math.nan,
         num_rows=len(inputs),
         features=scorer.observe(inputs, None).features,
-        outputs=_outputs(predictions),
+        outputs=outputs_of(predictions),
     )
 
 
@@ -126,9 +128,9 @@ def _content(captured: Mapping[str, str]) -> bytes:
         raise ValueError(str(error)) from None
 
 
-def _outputs(predictions: Sequence[Mapping[str, Any]]) -> Outputs:
-    """As `Scorer.observe` names them, from the answer itself: another version's scorer would give
-    another."""
+def outputs_of(predictions: Sequence[Mapping[str, Any]]) -> Outputs:
+    """As `Scorer.observe` names them, its details too; from the answer itself, for another
+    version's scorer would give another."""
     if "class" in predictions[0]:
         return {
             "label": [one["class"] for one in predictions],
@@ -139,5 +141,6 @@ def _outputs(predictions: Sequence[Mapping[str, Any]]) -> Outputs:
         return {
             "command": [one["command"] for one in predictions],
             "parameters": [parameters or "none" for parameters in letters],
+            **{name: [one[name] for one in predictions] for name in PARAMETERS},
         }
     return {"probability": [float(one["probability"]) for one in predictions]}

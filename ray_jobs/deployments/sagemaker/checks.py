@@ -45,7 +45,8 @@ def examine_deployment(
 
     Raises nothing: what is wrong is a failed check with its fix.
     """
-    shared = [check for check in examine(aws, spec).checks if check.name in _AS_FOR_JOBS]
+    found = examine(aws, spec, for_endpoint=True).checks
+    shared = [check for check in found if check.name in _AS_FOR_JOBS]
     if any(check.passed is False for check in shared if check.name in ("region", "credentials")):
         return Checklist(shared)
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="endpoint-check") as pool:
@@ -83,8 +84,7 @@ class _Examination:
         return f"{self._endpoint} is {there.service_status} and will go over to the new version"
 
     def _look_at_request(self) -> str:
-        plan = self._plan()
-        return f"SageMaker's model takes {plan.config_name} ({', '.join(sorted(plan.variants))})"
+        return f"SageMaker's model takes it, with {' and '.join(sorted(self._plan().variants))}"
 
     def _plan(self) -> Plan:
         """Of a version that there is not, and of its challenger where one is asked for."""

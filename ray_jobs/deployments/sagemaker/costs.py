@@ -26,7 +26,7 @@ def endpoint_costs(
         price = hosting_price(kind, region, usd_per_hour)
         if price is None:
             note = (
-                f"no price is known: {TABLE.name} has none for hosting in {region}; set "
+                f"{TABLE.name} has none for hosting in {region}; set "
                 "deployment.sagemaker.usd_per_hour to what AWS charges you"
             )
             found.append(Costing(resource, None, note))

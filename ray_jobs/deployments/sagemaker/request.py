@@ -159,9 +159,8 @@ def read_variants(config: Mapping[str, Any], tags: Mapping[str, str]) -> tuple[V
         version, _, digest = tags.get(_VARIANT_TAG.format(variant["VariantName"]), "").rpartition(
             "/"
         )
-        is_shadow = variant in shadows
-        weight = 0.0 if is_shadow else variant["InitialVariantWeight"] / total
-        found.append(Variant(version, digest, round(weight, 6), is_shadow))
+        weight = variant["InitialVariantWeight"] / total
+        found.append(Variant(version, digest, round(weight, 6), variant in shadows))
     return tuple(found)
 
 

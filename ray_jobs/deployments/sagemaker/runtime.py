@@ -50,6 +50,6 @@ def invoke(
 
 
 def url_of(aws: Aws, endpoint: str) -> str:
-    """Where requests go, signed (Signature Version 4)."""
+    """The endpoint's URL; requests go to /invocations below it, signed (Signature Version 4)."""
     host = aws.client("sagemaker-runtime").meta.endpoint_url
-    return f"{host}/endpoints/{endpoint}/invocations"
+    return f"{host}/endpoints/{endpoint}"

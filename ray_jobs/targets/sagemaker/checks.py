@@ -31,25 +31,29 @@ _NUM_THREADS = 8
 _RUN_ID = "20000101-000000-0000"  # of a run that there is not, as long as those that there are
 
 
-def examine(aws: Aws, spec: JobSpec, *, seconds: float | None = None) -> Checklist:
+def examine(
+    aws: Aws, spec: JobSpec, *, seconds: float | None = None, for_endpoint: bool = False
+) -> Checklist:
     """Everything that can be known of a job before it is submitted: a row each.
 
     Raises nothing: what is wrong is a failed check with its fix.
 
     Args:
         seconds: how long the job will train, where that is estimated. None: until it is stopped.
+        for_endpoint: the image is to serve, too.
     """
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="sagemaker-check") as pool:
         checks = ParallelChecks(pool)
-        _Examination(aws, spec, seconds).start(checks)
+        _Examination(aws, spec, seconds, for_endpoint).start(checks)
         return checks.checklist()
 
 
 class _Examination:
     """The looks of one examination; each uses what those that it needs have found."""
 
-    def __init__(self, aws: Aws, spec: JobSpec, seconds: float | None):
+    def __init__(self, aws: Aws, spec: JobSpec, seconds: float | None, for_endpoint: bool):
         self._aws, self._spec, self._seconds = aws, spec, seconds
+        self._for_endpoint = for_endpoint
         self._settings = spec.sagemaker
         self._job = sagemaker_name(spec.workload, _RUN_ID)
         self._caller: iam.Caller
@@ -148,7 +152,8 @@ class _Examination:
                 "build the Dockerfile, push it to ECR, and set sagemaker.image_uri to "
                 "<account>.dkr.ecr.<region>.amazonaws.com/<repository>:<tag>"
             )
-        return resources.look_at_image(self._aws, self._settings.image_uri)
+        uri = self._settings.image_uri
+        return resources.look_at_image(self._aws, uri, for_endpoint=self._for_endpoint)
 
     def _look_at_quotas(self) -> str:
         num_jobs = min(self._settings.max_parallel_jobs or 1, len(self._members) or 1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ray_jobs.data.added import naming_added
 from ray_jobs.data.table import DataFile, content_digest, find_files
 from ray_jobs.errors import DataError
 from ray_jobs.sections import JobSpec
@@ -31,7 +32,8 @@ def upload_channels(
     on_upload: OnUpload = lambda done, total: None,
 ) -> dict[str, str]:
     """The channels of a job's local data, name -> S3 prefix: `data` for `data.path`, `data_0`,
-    `data_1`, ... for `data.sources`. Data at a URI are none: the job reads them itself.
+    `data_1`, ... for `data.sources`, `added_0`, `added_1`, ... for `data.added`. Data at a URI are
+    none: the job reads them itself.
 
     Args:
         root: URI of the runs, on S3.
@@ -55,6 +57,16 @@ def _local(spec: JobSpec) -> Iterator[tuple[str, list[DataFile]]]:
         if "://" not in source["path"]:
             key = f"data.sources.{number}"
             yield f"data_{number}", _files_below(source["path"], key)
+    for number, entry in enumerate(data.get("added") or []):
+        is_folder = isinstance(entry, dict)  # of pictures; others are tables or logs
+        path = entry["path"] if is_folder else entry
+        if "://" in path:
+            continue
+        if is_folder:
+            yield f"added_{number}", _files_below(path, f"data.added.{number}")
+        else:
+            with naming_added():
+                yield f"added_{number}", find_files(path)
 
 
 def _files_below(folder: str, key: str) -> list[DataFile]:

@@ -138,8 +138,13 @@ def read_trust_policy(aws: Aws, role_arn: str, account: str) -> Any:
     return role.get("AssumeRolePolicyDocument")
 
 
-def look_at_image(aws: Aws, uri: str) -> str:
-    """Raises PreflightError: it is not there, or in another region; Unknown: it is not shown."""
+def look_at_image(aws: Aws, uri: str, *, for_endpoint: bool = False) -> str:
+    """The image, in words.
+
+    Raises:
+        PreflightError: it is not there, or in another region, or no endpoint takes its format.
+        Unknown: it is not shown.
+    """
     from botocore.exceptions import ClientError
 
     image = Image.parse(uri)
@@ -171,6 +176,8 @@ def look_at_image(aws: Aws, uri: str) -> str:
     if "imagePushedAt" in found:
         parts.append(f"pushed on {found['imagePushedAt']:%Y-%m-%d}")
     if ".oci." in found.get("imageManifestMediaType", ""):
+        if for_endpoint:
+            raise PreflightError(f"the image is {_OCI}; push that")
         parts.append(_OCI)
     return ", ".join(parts)
 
