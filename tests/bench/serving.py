@@ -1,7 +1,7 @@
 """The scoring app against `mlflow models serve`, for the same version of a model in the same run.
 
     python -m tests.bench.serving [--storage FOLDER] [--set KEY=VALUE] [--requests 100000]
-        [--mlflow-requests 5000] [--connections 32]
+        [--mlflow-requests 1500] [--connections 32]
 
 A `fire` run is trained, or the one that is registered under --storage is taken. Each server is a
 process of its own, alone at the time; so is the client, which sends one row a request, over
@@ -270,7 +270,7 @@ def main() -> None:
     add("--storage", type=Path, help="of a fire model, or for one; default: a scratch folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the training")
     add("--requests", type=int, default=100_000, help="to emberline's server")
-    add("--mlflow-requests", type=int, default=5_000)
+    add("--mlflow-requests", type=int, default=1_500)
     add("--connections", type=int, default=32)
     options = parser.parse_args()
     given = (f"--set {override}" for override in options.set)
