@@ -54,7 +54,7 @@ def test_resolved_spec_reads_back_as_itself() -> None:
         ),
         (
             "data.spilt.train=0.5",
-            "--set: data.spilt: unknown key; data has source, path, samples, generator, "
+            "--set: data.spilt: unknown key; data has source, path, added, samples, generator, "
             "label_column, feature_columns, group_column, time_column, id_column, nonfinite, "
             "allow_leaks, shuffle_labels, split (did you mean 'split'?)",
         ),
