@@ -274,6 +274,8 @@ def _wanted(
 def _status(
     name: str, serving: Wanted | None, state: State | None
 ) -> tuple[DeploymentStatus, str | None]:
+    if state is None and serving is None:
+        return "PENDING", f"its supervisor has not begun; if that lasts, {LOG} says why"
     if state is None or not state.supervisor.is_alive:
         if serving is None and state is not None and state.outcome == "failed":
             return "FAILED", state.reason
