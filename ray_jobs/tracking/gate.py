@@ -180,7 +180,7 @@ def _gap(candidate: Candidate, limit: float) -> Verdict:
 
 def _better(candidate: Candidate, champion: Contender | None, rules: PromotionSpec) -> Verdict:
     rule = "better" if rules.must_be_better else "not_worse"
-    limit = f"{'>' if rules.must_be_better else '>='} 0 at {rules.confidence:.0%}"
+    limit = f"{'>' if rules.must_be_better else '>='} 0 at {100 * rules.confidence:g}%"
     if champion is None:
         return Verdict(rule, "none", limit, True, "there is no champion to compare with")
     try:
