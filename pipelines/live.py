@@ -131,7 +131,7 @@ def compare(
     from ray_jobs.monitoring.judging import judge_of
     from ray_jobs.monitoring.outcomes import read_outcomes
     from ray_jobs.tracking.models import find_model
-    from ray_jobs.tracking.registry import WORKLOAD_TAG
+    from ray_jobs.tracking.registry import WORKLOAD_TAG, Registry, check_exists
 
     if not 0.5 <= confidence < 1:
         raise SpecError(f"--confidence {confidence:g} must be from 0.5 to below 1, as in 0.95")
@@ -141,7 +141,8 @@ def compare(
     traffic = read_traffic(root, name, start, target=target)
     records = list(traffic.records)
     if not records:
-        find_model(root, model)  # or there is no such model, and that is why
+        check_exists(root)
+        Registry(root).champion(model)  # or there is no such model, and that is why
         raise DataError(
             f"no request to {name!r} is recorded below {root.uri!r}; serve with --record-share or "
             "deployment.record.share, and look at --name, --since and --storage"
