@@ -63,11 +63,13 @@ def register(root: Path, name: str, bundle: Path, *, artifacts: str = "", **tags
     tags = {RUN_ID_TAG: "base", DIGEST_TAG: digest, SIGNATURE_TAG: signature} | tags
     mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
     client = mlflow.MlflowClient()
-    if client.get_experiment_by_name(name) is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         location = artifacts or (root / "mlartifacts").as_uri()
-        client.create_experiment(name, artifact_location=f"{location}/{name}")
-    mlflow.set_experiment(name)
-    with TemporaryDirectory() as scratch, mlflow.start_run():
+        experiment_id = client.create_experiment(name, artifact_location=f"{location}/{name}")
+    else:
+        experiment_id = experiment.experiment_id
+    with TemporaryDirectory() as scratch, mlflow.start_run(experiment_id=experiment_id):
         folder = shutil.copytree(bundle, Path(scratch) / "bundle")  # its name is kept
         info = mlflow.pyfunc.log_model(
             name="model",
