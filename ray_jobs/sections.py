@@ -11,13 +11,14 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from ray_jobs.deployments.spec import DeploymentSpec
+from ray_jobs.kubeflow_spec import KubeflowSpec
 from ray_jobs.result import Objective
 from ray_jobs.section import Section
 from ray_jobs.targets.ray_spec import RaySpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from ray_jobs.tracking.promotion_spec import PromotionSpec
 
-PLACE = ("target", "ray", "sagemaker")  # keys that say where a job is carried out
+PLACE = ("target", "ray", "sagemaker", "kubeflow")  # keys that say where a job is carried out
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -73,6 +74,7 @@ class JobSpec(Section):
     deployment: DeploymentSpec = DeploymentSpec()
     ray: RaySpec = RaySpec()
     sagemaker: SageMakerSpec = SageMakerSpec()
+    kubeflow: KubeflowSpec = KubeflowSpec()
 
     @field_validator("objective")
     @classmethod
