@@ -76,7 +76,8 @@ TOOLS = {
     "kine": GoTool("github.com/k3s-io/kine", "v0.14.16"),
     "helm": GoTool("helm.sh/helm/v3", "v3.21.4", "cmd/helm"),
     "kubeconform": GoTool("github.com/yannh/kubeconform", "v0.7.0", "cmd/kubeconform"),
-    "ray-operator": GoTool("github.com/ray-project/kuberay/ray-operator", "v1.7.0"),
+    "minio": GoTool("github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c"),
+    "ray-operator": GoTool("github.com/ray-project/kuberay/ray-operator", "v1.6.2"),
 }  # fmt: skip
 
 
@@ -105,14 +106,13 @@ def tool_or_skip(name: str) -> Path:
         pytest.skip(str(error))
 
 
-def module_folder(name: str) -> Path:
-    """The sources that `name` is built from, read-only: some carry CRDs and the like.
+def module_folder(module: str, version: str) -> Path:
+    """A published module's files, read-only: some carry CRDs and the like.
 
     Raises GoMissing, BuildFailed.
     """
-    wanted = TOOLS[name]
-    _need_go(f"the files of {wanted.module} {wanted.version}")
-    return Path(_downloaded(wanted)["Dir"])
+    _need_go(f"the files of {module} {version}")
+    return Path(_downloaded(module, version)["Dir"])
 
 
 def _cache() -> Path:
@@ -138,7 +138,7 @@ def _build(wanted: GoTool, program: Path) -> None:
     """In a small module of its own, as `go install` refuses a module that replaces others."""
     replace = dict(wanted.replace)
     if wanted.unreleased:
-        for module in _unreleased(Path(_downloaded(wanted)["GoMod"])):
+        for module in _unreleased(Path(_downloaded(wanted.module, wanted.version)["GoMod"])):
             replace[module] = f"{module} {wanted.unreleased}"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "go.mod").write_text(
@@ -161,8 +161,8 @@ def _unreleased(go_mod: Path) -> list[str]:
     return [words[0] for words in lines if words[1:2] == ["v0.0.0"]]
 
 
-def _downloaded(wanted: GoTool) -> dict[str, str]:
-    return json.loads(_go("mod", "download", "-json", f"{wanted.module}@{wanted.version}"))
+def _downloaded(module: str, version: str) -> dict[str, str]:
+    return json.loads(_go("mod", "download", "-json", f"{module}@{version}"))
 
 
 def _go(*words: str, cwd: str | None = None) -> str:
