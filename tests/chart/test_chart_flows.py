@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from network_flows import End, is_allowed
-from rendered_chart import NAMESPACE, VALUE_SETS, objects, of_kind, pod_templates
+from rendered_chart import NAMESPACE, RELEASE, VALUE_SETS, objects, of_kind, pod_templates
 
 _HERE = {"kubernetes.io/metadata.name": NAMESPACE}
 _SYSTEM = {"kubernetes.io/metadata.name": "kube-system"}
@@ -15,6 +17,8 @@ _LISTENS = {
     "webhook": {"http": 8090},
     "ray": {"dashboard": 8265, "client": 10001, "gcs-server": 6379, "metrics": 8080},
     "training": {},
+    "reaper": {},
+    "rayjob": {"dashboard": 8265, "gcs-server": 6379, "metrics": 8080},
 }
 _OTHERS = {
     "neighbour": End({"app": "notebook"}, _HERE),
@@ -30,11 +34,17 @@ _OTHERS = {
 def _end(name: str) -> End:
     if name in _OTHERS:
         return _OTHERS[name]
-    labels = next(
-        pod.labels
-        for pod in pod_templates(objects("everything"))
-        if pod.labels["app.kubernetes.io/component"] == name
-    )
+    if name == "rayjob":  # made by a step, with the labels that NOTES.txt names
+        labels: Mapping[str, str] = {
+            "app.kubernetes.io/instance": RELEASE,
+            "app.kubernetes.io/component": name,
+        }
+    else:
+        labels = next(
+            pod.labels
+            for pod in pod_templates(objects("everything"))
+            if pod.labels["app.kubernetes.io/component"] == name
+        )
     return End(labels, _HERE, _LISTENS[name])
 
 
@@ -66,6 +76,17 @@ _FLOWS = {
     ("ray", "internet", 443),
     ("ray", "internet", 6443),
     ("ray", "internet", 6379),
+    ("rayjob", "mlflow", 5000),
+    ("rayjob", "rayjob", 8265),
+    ("rayjob", "rayjob", 6379),
+    ("rayjob", "rayjob", 8080),
+    ("rayjob", "internet", 443),
+    ("kuberay", "rayjob", 8265),
+    ("kubeflow", "rayjob", 8265),
+    ("prometheus", "rayjob", 8080),
+    ("reaper", "ray", 8265),
+    ("reaper", "internet", 443),
+    ("reaper", "internet", 6443),
 }
 
 

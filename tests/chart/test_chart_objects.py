@@ -56,6 +56,8 @@ def test_selectors_select_the_pods_of_their_own_object(name: str) -> None:
         assert {each["port"] for each in monitor["spec"]["endpoints"]} <= ports
     for monitor in of_kind(items, "PodMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"]
+        if wanted["app.kubernetes.io/component"] == "rayjob":
+            continue  # pods that a step's RayJob makes
         found = [pod for pod in pods if wanted.items() <= pod.labels.items()]
         assert found
         assert all("metrics" in _port_names(pod) for pod in found)
@@ -65,7 +67,11 @@ def test_selectors_select_the_pods_of_their_own_object(name: str) -> None:
 def test_what_is_named_is_there(name: str) -> None:
     items = objects(name)
     names = {(item["kind"], item["metadata"]["name"]) for item in items}
-    assert len(names) == len(items)
+    places = [
+        (item["kind"], item["metadata"]["name"], item["metadata"].get("namespace"))
+        for item in items
+    ]
+    assert len(places) == len(set(places))
     for pod in pod_templates(items):
         assert ("ServiceAccount", pod.spec["serviceAccountName"]) in names
         volumes = {volume["name"] for volume in pod.spec["volumes"]}
@@ -113,24 +119,45 @@ def test_objects_are_deterministic() -> None:
 # Rights
 
 _RIGHTS = {
-    "rel-emberline-pipeline": [(["ray.io"], ["rayjobs", "rayclusters"], "get list create delete")],
+    "rel-emberline-pipeline": [
+        ([""], ["pods", "pods/log"], "get list"),
+        (["ray.io"], ["rayjobs"], "create delete get list watch"),
+    ],
+    "rel-emberline-reaper": [
+        ([""], ["pods"], "get list"),
+        (["ray.io"], ["rayjobs"], "delete get list"),
+    ],
+}
+_GRANTED = {  # where, and to whom
+    "rel-emberline-pipeline": {
+        NAMESPACE: [(NAMESPACE, "rel-emberline-pipeline"), ("kubeflow", "pipeline-runner")]
+    },
+    "rel-emberline-reaper": {
+        place: [(NAMESPACE, "rel-emberline-reaper")] for place in (NAMESPACE, "kubeflow", "team-a")
+    },
 }
 
 
 def test_roles_allow_no_more_than_this() -> None:
-    items = [*objects("pinned"), *objects("everything")]
+    items = [*objects("reaper"), *objects("everything")]
     assert of_kind(items, "ClusterRole", "ClusterRoleBinding") == []
-    for role in of_kind(objects("pinned"), "Role"):
-        assert [
-            (rule["apiGroups"], rule["resources"], " ".join(rule["verbs"]))
-            for rule in role["rules"]
-        ] == _RIGHTS[role["metadata"]["name"]]
-    assert len(of_kind(objects("pinned"), "Role")) == len(_RIGHTS)
-    [binding] = of_kind(objects("pinned"), "RoleBinding")
-    assert [(each["namespace"], each["name"]) for each in binding["subjects"]] == [
-        (NAMESPACE, "rel-emberline-pipeline"),
-        ("kubeflow", "pipeline-runner"),
-    ]
+    roles, granted = of_kind(objects("reaper"), "Role"), dict[str, dict[str, list[object]]]()
+    for role in roles:
+        assert (
+            sorted(
+                (rule["apiGroups"], rule["resources"], " ".join(sorted(rule["verbs"])))
+                for rule in role["rules"]
+            )
+            == _RIGHTS[role["metadata"]["name"]]
+        )
+    for binding in of_kind(objects("reaper"), "RoleBinding"):
+        place = binding["metadata"].get("namespace", NAMESPACE)
+        granted.setdefault(binding["roleRef"]["name"], {})[place] = [
+            (each["namespace"], each["name"]) for each in binding["subjects"]
+        ]
+    assert granted == _GRANTED
+    places = [(role["metadata"]["name"], role["metadata"].get("namespace")) for role in roles]
+    assert len(places) == len(set(places)) == sum(map(len, _GRANTED.values()))
 
 
 def test_a_role_of_aws_is_that_of_its_component() -> None:

@@ -82,9 +82,9 @@ def test_a_pod_that_serves_outlives_its_requests() -> None:
 
 
 @each_set
-def test_only_the_autoscaler_may_call_the_api_server(name: str) -> None:
+def test_only_the_autoscaler_and_the_reaper_may_call_the_api_server(name: str) -> None:
     for pod in pod_templates(objects(name)):
-        has_token = any(each["name"] == "autoscaler" for each in pod.containers)
+        has_token = any(each["name"] in ("autoscaler", "reaper") for each in pod.containers)
         assert pod.spec["automountServiceAccountToken"] is has_token, pod.owner
     assert all(
         account["automountServiceAccountToken"] is False

@@ -6,7 +6,7 @@ from typing import Any
 
 import helm_python
 import pytest
-from rendered_chart import CHART, render, values_of
+from rendered_chart import CHART, NAMESPACE, render, values_of
 
 KEYS = {"signing": {"publicKeys": values_of("canary")["signing"]["publicKeys"]}}
 RETRAIN = {"workload": "fire", "schedule": "@daily", "data": ["s3://new"]}
@@ -193,6 +193,30 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
         {"ray": {"enabled": True, "autoscaler": {"enabled": False}}},
         "ray.workerGroups.cpu would never have a pod: set ray.autoscaler.enabled=true, or "
         "ray.workerGroups.cpu.minReplicas to 1 or more",
+    ),
+    (
+        {"monitoring": {"enabled": True}},
+        "monitoring.enabled has nothing to read: set serving.models, ray.enabled=true or "
+        "pipelines.enabled=true, or monitoring.enabled=false",
+    ),
+    (
+        {"monitoring": {"dashboard": {"enabled": True}}},
+        "monitoring.dashboard.enabled shows what is read by monitoring.enabled: set "
+        "monitoring.enabled=true, or monitoring.dashboard.enabled=false",
+    ),
+    (
+        {"reaper": {"sagemaker": True}, "storage": {"region": "eu-west-1"}},
+        "reaper.sagemaker is a part of the reaper's work: set reaper.enabled=true, or "
+        "reaper.sagemaker=false",
+    ),
+    (
+        {"reaper": {"enabled": True, "sagemaker": True}},
+        "reaper.sagemaker looks in one region of AWS: set storage.region to it, such as eu-west-1",
+    ),
+    (
+        {"reaper": {"enabled": True, "namespaces": ["kubeflow", NAMESPACE]}},
+        "reaper.namespaces are those beside the release's, which is always looked at: take ns out "
+        "of reaper.namespaces",
     ),
     (
         {

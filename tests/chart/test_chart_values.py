@@ -64,6 +64,10 @@ def test_no_unknown_key_passes_anywhere() -> None:
             },
             "schedule",
         ),
+        ({"reaper": {"schedule": "soon"}}, "schedule"),
+        ({"reaper": {"namespaces": ["Team A"]}}, "namespaces"),
+        ({"logs": {"format": "yaml"}}, "format"),
+        ({"monitoring": {"dashboard": {"label": {}}}}, "label"),
     ],
 )
 def test_what_the_schema_refuses_is_named(values: dict[str, Any], named: str) -> None:
@@ -104,7 +108,8 @@ _OTHER_VALUES: dict[str, Any] = {
     "imagePullSecrets": ["a"], "serving.models": [], "ray.workerGroups": {"other": GROUP},
     "ray.version": "2.61.0", "ray.gcsFaultTolerance.redisAddress": "other:6379",
     "webhook.models": ["waste"], "webhook.overrides": ["a.b=c"], "retrain.jobs": [],
-    "pipelines.subjects": [], "monitoring.interval": "1m", "monitoring.labels": {"a": "b"},
+    "pipelines.subjects": [], "reaper.schedule": "@hourly", "reaper.namespaces": ["team-a"],
+    "logs.format": "text", "monitoring.dashboard.labels": {"a": "b"}, "monitoring.interval": "1m", "monitoring.labels": {"a": "b"},
     "ingress.annotations": {"a": "b"}, "gateway.parentRefs": [{"name": "other"}],
     "serving.recordShare": 0.5,
     "mlflow.persistence.size": "1Gi", "postgresql.persistence.size": "1Gi",

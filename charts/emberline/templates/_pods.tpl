@@ -1,6 +1,6 @@
 {{/* What every pod has in common. (dict "root" $ "component" C); optional: "user", its uid and gid; "token", whether it may call the API server */}}
 {{- define "emberline.pod" -}}
-{{- $user := .user | default 10001 -}}
+{{- $user := .user | default 65532 -}}
 serviceAccountName: {{ include "emberline.account" (dict "root" .root "component" .component) }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
@@ -65,6 +65,7 @@ securityContext: {{ include "emberline.containerSecurity" . | nindent 2 }}
 - {name: HOME, value: /home/emberline}
 - {name: USER, value: emberline}
 - {name: MLFLOW_DISABLE_TELEMETRY, value: "true"}
+- {name: EMBERLINE_LOG_FORMAT, value: {{ .Values.logs.format }}}
 {{- include "emberline.env.storage" . }}
 {{- end -}}
 
