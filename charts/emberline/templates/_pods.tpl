@@ -1,6 +1,6 @@
 {{/* What every pod has in common. (dict "root" $ "component" C); optional: "user", its uid and gid; "token", whether it may call the API server */}}
 {{- define "emberline.pod" -}}
-{{- $user := .user | default 65532 -}}
+{{- $user := .user | default 10001 -}}
 serviceAccountName: {{ include "emberline.account" (dict "root" .root "component" .component) }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
