@@ -1,11 +1,9 @@
 """Deploy the champion of a run's model."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def deploy(run: str, target: str) -> str:
     """Deploy it where `target` says, once it answers its own example as recorded; returns its URL,
     or its name where it has none."""

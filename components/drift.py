@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def drift(model: str, storage: str, on: str, since: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     """Whether a retraining is due: "yes" or "no".
 

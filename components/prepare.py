@@ -2,13 +2,14 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def prepare(
     spec: str,
     run_id: str,
+    pipeline_run: str,
     run: dsl.OutputPath(str),  # type: ignore[valid-type] # how KFP spells an output parameter
     dataset: dsl.Output[dsl.Dataset],
 ) -> list:
@@ -16,7 +17,8 @@ def prepare(
 
     Args:
         spec: the resolved job description, YAML.
-        run_id: of a new run, or of one to take up again.
+        run_id: of a new run, or of one to take up again; "": as `pipeline_run`.
+        pipeline_run: the id of the pipeline's own run, which differs for each of a schedule's.
         run: where to write the run's URI, which the later steps take.
     """
     import yaml
@@ -26,12 +28,13 @@ def prepare(
     from ray_jobs.run import Run
     from ray_jobs.spec import parse_spec
 
-    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
+    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id or pipeline_run)
     summary = prepare(this)
     dataset.uri = f"{this.storage.uri}/{summary.path}"
     dataset.metadata["digest"] = summary.digest
     for split, part in summary.splits.items():
         dataset.metadata[f"{split}_rows"] = part.num_rows
+    uri = this.uri_with(summary.digest)
     with open(run, "w") as file:
-        file.write(this.uri)
-    return [f"{this.uri}/checkpoints/{name}" for name in longest_first(this.spec, summary)]
+        file.write(uri)
+    return [f"{uri}/checkpoints/{name}" for name in longest_first(this.spec, summary)]

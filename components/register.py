@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def register(run: str, model: dsl.Output[dsl.Model], report: dsl.Output[dsl.HTML]) -> str:
     """Log the run, register the model and finish the result; returns the model's URI, "" if it is
     not tracked."""

@@ -2,16 +2,17 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
-def scan(spec: str, run_id: str, dataset: dsl.Output[dsl.Dataset]) -> str:
+@step
+def scan(spec: str, run_id: str, pipeline_run: str, dataset: dsl.Output[dsl.Dataset]) -> str:
     """Make the run and its dataset; returns the run's URI.
 
     Args:
         spec: the resolved job description, YAML.
-        run_id: of a new run, or of one to take up again.
+        run_id: of a new run, or of one to take up again; "": as `pipeline_run`.
+        pipeline_run: the id of the pipeline's own run, which differs for each of a schedule's.
     """
     import yaml
 
@@ -19,7 +20,7 @@ def scan(spec: str, run_id: str, dataset: dsl.Output[dsl.Dataset]) -> str:
     from ray_jobs.run import Run
     from ray_jobs.spec import parse_spec
 
-    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id)
+    this: Run = Run.create(parse_spec(yaml.safe_load(spec), source="spec"), run_id or pipeline_run)
     summary = prepare(this)
     dataset.uri = f"{this.storage.uri}/{summary.path}"
     dataset.metadata["digest"] = summary.digest
@@ -28,4 +29,4 @@ def scan(spec: str, run_id: str, dataset: dsl.Output[dsl.Dataset]) -> str:
     if summary.scan:
         for reason, count in summary.scan.left_out.items():
             dataset.metadata[f"left out: {reason}"] = count
-    return this.uri
+    return this.uri_with(summary.digest)

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def sweep(run: str, metrics: dsl.Output[dsl.Metrics], page: dsl.Output[dsl.HTML]) -> str:
     """Find the winner, or go on with a sweep that was cut off; returns the run's URI."""
     from ray_jobs.run import Run

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from components import IMAGE
+from components.step import step
 
 
-@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+@step
 def train_member(member: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     """Fit one member as a Ray task; returns its status. A failed member does not fail the step.
 

@@ -8,11 +8,18 @@ from kfp import dsl
 from components.drift import drift
 from components.retrain import retrain
 from pipelines.release import release
+from pipelines.steps import configure
+from ray_jobs.kubeflow_spec import KubeflowSpec
 from ray_jobs.retrain import model_of
 from ray_jobs.sections import JobSpec
 
 
-def pipeline(job: JobSpec | None = None, *, deploy: str | None = None) -> Any:
+def pipeline(
+    job: JobSpec | None = None,
+    *,
+    deploy: str | None = None,
+    kubeflow: KubeflowSpec | None = None,
+) -> Any:
     """The pipeline of KFP, with parameters `data` (a list of URIs), `storage`, `on` (`always` or
     `drift`) and `since` (`7d`: drift of the last week's requests). A recurring run of it retrains
     on a schedule.
@@ -24,10 +31,11 @@ def pipeline(job: JobSpec | None = None, *, deploy: str | None = None) -> Any:
         job: it says which workload's pipeline and which registered model; fire's by default. What
             is trained is what the champion was, on more data.
         deploy: where to deploy a new champion; None: nowhere.
+        kubeflow: what each step gets on a cluster; None: the steps are processes here.
     """
     workload = "fire" if job is None else job.workload
     model = workload if job is None else model_of(job)
-    train = import_module(f"pipelines.{workload}").pipeline(job)
+    train = import_module(f"pipelines.{workload}").pipeline(job, kubeflow=kubeflow)
 
     @dsl.pipeline(
         name=f"{workload}-retraining",
@@ -46,5 +54,6 @@ def pipeline(job: JobSpec | None = None, *, deploy: str | None = None) -> Any:
         with dsl.If(found.outputs["Output"] == "yes", name="is-new"):
             trained = train(spec=found.outputs["spec"], run_id=found.outputs["run_id"])
             release(found.outputs["run"], after=trained, target=deploy, once_for_data=True)
+        configure(kubeflow, workload)
 
     return retraining

@@ -20,7 +20,7 @@ DEFAULT = "default"
 # Kubernetes, "Object Names and IDs", "Resource Quantities", "Labels and Selectors".
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _CPU = re.compile(r"[0-9]+(\.[0-9]+)?m?")
-_MEMORY = re.compile(r"[0-9]+(\.[0-9]+)?(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
+_MEMORY = re.compile(r"[0-9]+(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?")
 _LABEL = re.compile(r"([a-z0-9A-Z.-]+/)?[a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?")
 _LABEL_VALUE = re.compile(r"([a-zA-Z0-9]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -126,12 +126,13 @@ class StepSpec(Section):
 
 class RetrySpec(Section):
     """How often a step is tried again that a retry may help: one whose pod was lost, or that ended
-    with exit code 5. Others fail at once."""
+    with exit code 5. A retry of any other ends at once, with the same error."""
 
     num: Annotated[int, Field(ge=0, le=20)] = 2
     wait_s: Annotated[int, Field(ge=0)] = 30  # before the first
     factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0  # of the wait, each time
-    max_wait_s: Annotated[int, Field(ge=1)] = 600
+    # Of all attempts together. Argo counts it from the first one's start, and ends what runs then.
+    within_s: Annotated[int, Field(ge=1)] = 30 * 86_400
 
 
 class KubeflowSpec(Section):

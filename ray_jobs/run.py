@@ -90,14 +90,19 @@ class Run(Generic[S]):
 
     @classmethod
     def at(cls, uri: str) -> Run:
-        """The run whose folder is `uri`, as `Run.uri` gives it."""
+        """The run whose folder is `uri`, as `Run.uri` or `Run.uri_with` gives it."""
         root, workload, run_id = uri.rstrip("/").rsplit("/", 2)
-        return cls.open(root, workload, run_id)
+        return cls.open(root, workload, run_id.partition("#")[0])
 
     @property
     def uri(self) -> str:
         """The run's folder, as a text that a pipeline can pass on."""
         return f"{self.storage.uri}/{self.folder}"
+
+    def uri_with(self, data_digest: str) -> str:
+        """The same, with the digest of the run's data as a fragment. What keeps the outcome of a
+        step by its inputs does then not take it for that of other data."""
+        return f"{self.uri}#{data_digest[:16]}"
 
     @cached_property
     def storage(self) -> Storage:
