@@ -74,7 +74,7 @@ class ClassPredictions:
             DataError: the file is not Parquet, lacks a column or the classes' names, or holds a
                 column of another type or with values that are no classes or probabilities.
         """
-        content = pa.BufferReader(storage.read_bytes(path))
+        content = pa.BufferReader(storage.read_buffer(path))
         try:
             return cls._parse(pq.read_table(content))
         except (ValueError, OSError) as error:  # what pyarrow raises for malformed files, too

@@ -90,7 +90,7 @@ class GcodePredictions:
             DataError: the file is not Parquet, lacks a column or the commands' names, or holds what
                 no prediction can be.
         """
-        content = pa.BufferReader(storage.read_bytes(path))
+        content = pa.BufferReader(storage.read_buffer(path))
         try:
             return cls._parse(pq.read_table(content))
         except (ValueError, OSError) as error:  # what pyarrow raises for malformed files, too

@@ -76,7 +76,7 @@ class Predictions:
             DataError: the file is not Parquet, lacks a column, or holds one of another type or
                 with values that are no labels or probabilities.
         """
-        content = pa.BufferReader(storage.read_bytes(path))
+        content = pa.BufferReader(storage.read_buffer(path))
         try:
             return cls._parse(pq.read_table(content))
         except (ValueError, OSError) as error:  # what pyarrow raises for malformed files, too

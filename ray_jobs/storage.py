@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING
 from ray_jobs.errors import PreflightError, RetryableError
 
 if TYPE_CHECKING:
-    from pyarrow import NativeFile
+    from pyarrow import Buffer, NativeFile
     from pyarrow.fs import FileSystem
 
 _MAX_ATTEMPTS = 6
@@ -208,8 +208,17 @@ class Storage:
             return self.filesystem.get_file_info(self.full(path)).type != FileType.NotFound
 
     def read_bytes(self, path: str) -> bytes:
-        with self._answering(), self.filesystem.open_input_stream(self.full(path)) as stream:
-            return stream.read()
+        with self.open_input(path) as file:
+            return file.read()
+
+    def read_buffer(self, path: str) -> Buffer:
+        """A whole file in Arrow's own memory, for what Arrow parses.
+
+        Of a Python object that Arrow reads, one of its threads may let go last: while the process
+        ends, that aborts it (github.com/apache/arrow/issues/34314).
+        """
+        with self.open_input(path) as file:
+            return file.read_buffer()
 
     def read_text(self, path: str) -> str:
         return self.read_bytes(path).decode("utf-8")
@@ -237,7 +246,10 @@ class Storage:
             with tempfile.TemporaryFile(prefix="emberline-") as file:
                 yield file
                 file.seek(0)
-                with self._answering(), self.filesystem.open_output_stream(target) as stream:
+                with (
+                    self._answering(),
+                    self.filesystem.open_output_stream(target, compression=None) as stream,
+                ):
                     shutil.copyfileobj(file, stream, _COPY_BYTES)
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)

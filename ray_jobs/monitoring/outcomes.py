@@ -7,10 +7,13 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import DataError
 from ray_jobs.storage import answering, brief_cause, resolve_filesystem
+
+if TYPE_CHECKING:
+    from pyarrow import Buffer
 
 _ID, _ROW, _LABEL = "request_id", "row", "label"
 
@@ -72,8 +75,8 @@ def _rows(uri: str) -> Iterable[Row]:
         raise DataError(f"{uri}: outcomes must be one of {', '.join(_READERS)}")
     filesystem, path = resolve_filesystem(uri)
     try:
-        with answering(uri), filesystem.open_input_stream(path) as stream:
-            content = stream.read()
+        with answering(uri), filesystem.open_input_file(path) as file:
+            content = file.read_buffer()
         return list(kind(content))
     except FileNotFoundError:
         raise DataError(f"{uri}: no such file") from None
@@ -81,18 +84,20 @@ def _rows(uri: str) -> Iterable[Row]:
         raise DataError(f"{uri}: cannot be read: {brief_cause(error)}") from None
 
 
-def _csv(content: bytes) -> Iterator[Row]:
-    yield from csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+def _csv(content: Buffer) -> Iterator[Row]:
+    text = str(content, "utf-8-sig")
+    yield from csv.DictReader(io.StringIO(text, newline=""))
 
 
-def _parquet(content: bytes) -> Iterator[Row]:
+def _parquet(content: Buffer) -> Iterator[Row]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    yield from pq.read_table(io.BytesIO(content)).to_pylist()
+    yield from pq.read_table(pa.BufferReader(content)).to_pylist()
 
 
-def _json_lines(content: bytes) -> Iterator[Row]:
-    for line in content.decode("utf-8").splitlines():
+def _json_lines(content: Buffer) -> Iterator[Row]:
+    for line in str(content, "utf-8").splitlines():
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -100,7 +105,7 @@ def _json_lines(content: bytes) -> Iterator[Row]:
             yield row
 
 
-_READERS: dict[str, Callable[[bytes], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Buffer], Iterator[Row]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
     ".jsonl": _json_lines,

@@ -46,6 +46,15 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
         assert (folder / "deep" / "new").read_text() == "2"
 
 
+@given(content=st.binary(max_size=200))
+def test_what_arrow_parses_is_read_into_its_own_memory(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    storage = Storage(tmp_path_factory.mktemp("root"))
+    storage.write_bytes("a.gz", content)  # whatever its name, as it is
+    assert storage.read_buffer("a.gz").to_pybytes() == content == storage.read_bytes("a.gz")
+
+
 def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     storage = Storage(tmp_path / "file" / "below")

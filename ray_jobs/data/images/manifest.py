@@ -101,7 +101,7 @@ class Manifest:
         Raises:
             DataError: the file is not Parquet, or its columns are others.
         """
-        content = pa.BufferReader(storage.read_bytes(path))
+        content = pa.BufferReader(storage.read_buffer(path))
         try:
             table = pq.read_table(content)
             return cls(**_columns(table))

@@ -152,7 +152,7 @@ class ScanCache:
         """
         if not self._storage.exists(self._path):
             return {}
-        content = pa.BufferReader(self._storage.read_bytes(self._path))
+        content = pa.BufferReader(self._storage.read_buffer(self._path))
         try:
             table = pq.read_table(content)
             return {row["path"]: _known(row) for row in table.to_pylist()}

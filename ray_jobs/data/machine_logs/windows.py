@@ -286,7 +286,7 @@ def _write(storage: Storage, path: str, columns: dict[str, pa.Array]) -> None:
 
 def _read(storage: Storage, path: str) -> dict[str, NDArray[Any]]:
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+        table = pq.read_table(pa.BufferReader(storage.read_buffer(path)))
     except (OSError, pa.ArrowInvalid):
         raise _damaged(storage, path) from None
     return {name: table[name].to_numpy() for name in table.column_names}
