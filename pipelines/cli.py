@@ -14,6 +14,7 @@ from pipelines import (
     deployment_commands,
     drift_commands,
     model_commands,
+    pipeline_commands,
     retrain_commands,
     webhook_commands,
 )
@@ -36,6 +37,7 @@ from pipelines.options import (
     Workload,
     show,
 )
+from ray_jobs import logs as log_lines
 from ray_jobs.errors import EmberlineError, SpecError
 
 app = typer.Typer(
@@ -51,6 +53,7 @@ app.add_typer(retrain_commands.app)
 app.add_typer(drift_commands.app)
 app.add_typer(webhook_commands.app)
 app.add_typer(deployment_commands.app)
+app.add_typer(pipeline_commands.app)
 
 
 @app.command()
@@ -144,8 +147,8 @@ def _carry_out(
     is_here = spec.target == "local"
     if is_here and stop_on_interrupt:
         raise SpecError(
-            "--stop-on-interrupt is for --target ray and sagemaker: a run on this machine ends "
-            "with its command"
+            "--stop-on-interrupt is for --target ray, rayjob and sagemaker: a run on this machine "
+            "ends with its command"
         )
     if dry_run:
         show(plan.make(spec) if is_here else target_plan.make(spec), as_json)
@@ -315,7 +318,7 @@ def doctor(
     config: Config = None,
     overrides: Overrides = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="Check this one: ray or sagemaker.")
+        str | None, typer.Option("--target", help="Check this one: ray, rayjob or sagemaker.")
     ] = None,
     address: Address = None,
     storage: StorageUri = None,
@@ -339,12 +342,16 @@ def doctor(
 def main() -> None:
     """The entry point: a user's error is one message on stderr and its own exit code."""
     try:
+        log_lines.setup()
         app()
     except EmberlineError as error:
-        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+        if log_lines.is_json():
+            log_lines.say_error(error)
+        else:
+            typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
         if "--json" in sys.argv:
             failure = {"status": "FAILED", "reason": str(error), "exit_code": error.exit_code}
-            typer.echo(json.dumps(failure))
+            log_lines.show(json.dumps(failure))
         sys.exit(error.exit_code)
 
 

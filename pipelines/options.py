@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ray_jobs import logs
+
 Workload = Annotated[str, typer.Argument(help="What to train, e.g. fire.", show_default=False)]
 AnyRuns = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids.", show_default=False)
@@ -34,7 +36,7 @@ StorageUri = Annotated[
 ]
 Root = Annotated[str, typer.Option("--storage", help="Root of all runs.")]
 Target = Annotated[
-    str | None, typer.Option("--target", help="Where to run: local, ray or sagemaker.")
+    str | None, typer.Option("--target", help="Where to run: local, ray, rayjob or sagemaker.")
 ]
 Address = Annotated[
     str | None,
@@ -68,7 +70,7 @@ DEFAULT_STORAGE = "./runs"
 def show(outcome: Any, as_json: bool) -> None:
     """Print an outcome: every one has `to_json()`, `print(console)` and an `exit_code`."""
     if as_json:
-        typer.echo(outcome.to_json())
+        logs.show(outcome.to_json())
     else:
         from rich.console import Console
 

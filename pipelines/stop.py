@@ -16,6 +16,7 @@ from ray_jobs.run import Run
 from ray_jobs.targets import NAMES, connect
 from ray_jobs.targets.base import Handle, JobState
 from ray_jobs.targets.ray_spec import RaySpec
+from ray_jobs.targets.rayjob_spec import RayJobSpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ def stop(storage: str, run_ids: Sequence[str]) -> Stopping:
 
 
 def stop_all(storage: str, only: str | None, address: str | None) -> Stopping:
-    """Stop every run that this project has started: on this machine under a storage root, on the
-    Ray clusters and in the AWS regions of the runs there, and where the environment points to.
+    """Stop every run that this project has started: on this machine under a storage root; on the
+    Ray clusters, in the namespaces of Kubernetes and in the AWS regions of the runs there; and
+    where the environment points to.
 
     Args:
         only: one target.
@@ -155,6 +157,7 @@ class _Place:
     target: str
     storage: str
     ray: RaySpec = field(default_factory=RaySpec)
+    rayjob: RayJobSpec = field(default_factory=RayJobSpec)
     sagemaker: SageMakerSpec = field(default_factory=SageMakerSpec)
 
 
@@ -173,6 +176,17 @@ def _places(
     if only in (None, "ray"):
         for where_, settings in addresses.items():
             yield f"Ray cluster {where_}", _Place("ray", storage, ray=settings), True
+    if only in (None, "rayjob"):
+        namespaces = {
+            (spec.rayjob.context, spec.rayjob.namespace): spec.rayjob
+            for spec in specs
+            if spec.target == "rayjob"
+        }
+        if only == "rayjob" and not namespaces:
+            namespaces[None, None] = RayJobSpec()
+        for names, settings in namespaces.items():
+            label = f"RayJobs in {' '.join(filter(None, names)) or 'the current namespace'}"
+            yield label, _Place("rayjob", storage, rayjob=settings), True
     if only in (None, "sagemaker"):
         regions = {
             spec.sagemaker.region: spec.sagemaker for spec in specs if spec.target == "sagemaker"

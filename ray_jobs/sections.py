@@ -15,10 +15,11 @@ from ray_jobs.kubeflow_spec import KubeflowSpec
 from ray_jobs.result import Objective
 from ray_jobs.section import Section
 from ray_jobs.targets.ray_spec import RaySpec
+from ray_jobs.targets.rayjob_spec import RayJobSpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from ray_jobs.tracking.promotion_spec import PromotionSpec
 
-PLACE = ("target", "ray", "sagemaker", "kubeflow")  # keys that say where a job is carried out
+PLACE = ("target", "ray", "rayjob", "sagemaker", "kubeflow")  # keys that say where a job is carried out
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -65,7 +66,7 @@ class JobSpec(Section):
     workload: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     storage: str = "./runs"
-    target: Literal["local", "ray", "sagemaker"] = "local"
+    target: Literal["local", "ray", "rayjob", "sagemaker"] = "local"
     objective: Objective
     tolerance: Annotated[float, Field(ge=0)] = 0.02  # of the objective, from run to run off the CPU
     resources: ResourceSpec = ResourceSpec()
@@ -73,6 +74,7 @@ class JobSpec(Section):
     promotion: PromotionSpec = PromotionSpec()
     deployment: DeploymentSpec = DeploymentSpec()
     ray: RaySpec = RaySpec()
+    rayjob: RayJobSpec = RayJobSpec()
     sagemaker: SageMakerSpec = SageMakerSpec()
     kubeflow: KubeflowSpec = KubeflowSpec()
 

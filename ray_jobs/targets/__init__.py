@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # a job description has sections of targets: it imports this 
 _MODULES = {
     "local": "ray_jobs.targets.local",
     "ray": "ray_jobs.targets.ray",
+    "rayjob": "ray_jobs.targets.rayjob",
     "sagemaker": "ray_jobs.targets.sagemaker.target",
 }
 NAMES = tuple(_MODULES)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from ray_jobs.checks import Checklist
 from ray_jobs.errors import EmberlineError, RetryableError
 from ray_jobs.events import read_events
+from ray_jobs.parts import PartOutcome, read_outcome
 from ray_jobs.result import JobResult, Status
 from ray_jobs.run import Run
 from ray_jobs.storage import brief_cause
@@ -190,15 +191,19 @@ def _answering(storage: str) -> Iterator[None]:
         ) from None
 
 
-def stored_state(run: Run) -> JobState | None:
+def stored_state(run: Run, part: str | None = None) -> JobState | None:
     """The end that the run's `result.json` tells of, or None while there is none.
+
+    Args:
+        part: of the run; its own file tells of its end.
 
     Raises:
         RetryableError: the storage does not answer.
     """
+    result: JobResult | PartOutcome | None
     try:
         with _answering(run.storage.uri):
-            result = run.read_result()
+            result = run.read_result() if part is None else read_outcome(run, part)
     except ValueError as error:
         return JobState("FAILED", str(error))
     if result is None:

@@ -33,21 +33,41 @@ def sagemaker_name(workload: str, run_id: str, attempt: int = 1, member: str | N
     return _name(workload, run_id, allowed="A-Za-z0-9", max_length=_MAX_SAGEMAKER, part=part)
 
 
-def ray_submission_id(workload: str, run_id: str, attempt: int = 1) -> str:
+def ray_submission_id(workload: str, run_id: str, attempt: int = 1, part: str | None = None) -> str:
     """A Ray job's submission id. Attempts after the first are numbered behind a `~`, which no run
-    id can hold."""
+    id can hold.
+
+    Args:
+        part: of the run that the job carries out; None: all of it.
+    """
     assert attempt >= 1, attempt
-    name = _name(workload, run_id, allowed="A-Za-z0-9._", max_length=_MAX_RAY)
+    name = _name(
+        workload,
+        run_id,
+        allowed="A-Za-z0-9._",
+        max_length=_MAX_RAY,
+        part=None if part is None else (part, 1),
+    )
     return name if attempt == 1 else f"{name}~{attempt}"
 
 
-def rayjob_name(workload: str, run_id: str) -> str:
+def rayjob_name(workload: str, run_id: str, part: str | None = None) -> str:
     """A Kubernetes RayJob's name: a DNS-1123 label of at most 47 characters that begins with a
     letter, for the services that KubeRay derives from it must (DNS-1035).
 
+    Args:
+        part: of the run that the job carries out; None: all of it.
+
     Source: the length that KubeRay's validation leaves for its suffixes.
     """
-    return _name(workload, run_id.lower(), allowed="a-z0-9", max_length=_MAX_RAYJOB, of=run_id)
+    return _name(
+        workload,
+        run_id.lower(),
+        allowed="a-z0-9",
+        max_length=_MAX_RAYJOB,
+        of=run_id,
+        part=None if part is None else (part, 1),
+    )
 
 
 def _name(
