@@ -17,6 +17,6 @@ def release(run: Any, *, after: Any, target: str | None, once_for_data: bool = F
         once_for_data: ask the gate once for the same data.
     """
     judged = promote(run=run, once_for_data=once_for_data).after(after)
-    passed = gate(outcome=judged.outputs["Output"], reasons=judged.outputs["reasons"])
+    passed = gate(run=run, outcome=judged.outputs["Output"], reasons=judged.outputs["reasons"])
     if target is not None:
         deploy(run=run, target=target).after(passed)
