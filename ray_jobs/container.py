@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_jobs import logs
 from ray_jobs.container_cluster import end_is_told, join, lead
 from ray_jobs.container_log import tell_scores, told
 from ray_jobs.errors import (
@@ -38,6 +39,7 @@ from ray_jobs.errors import (
     DataError,
     EmberlineError,
     JobFailed,
+    PreflightError,
     SpecError,
     Stopped,
 )
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = Path(os.environ.get("EMBERLINE_ML_DIR", ML_DIR))
     spin_briefly()
     try:
+        logs.setup()
         if options.command == "serve":
             from ray_jobs.serve import serve_container
 
@@ -87,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
     if result is not None:
-        print(result.to_json())
+        logs.show(result.to_json())
     return EXIT_OK
 
 
@@ -104,8 +107,10 @@ def train(base: Path) -> JobResult | None:
         EmberlineError: the job failed; output/failure says why. `Stopped`: it was asked to stop.
         KeyboardInterrupt: it was asked to stop, and its workload has no checkpoint to write first.
     """
+    _check_writable(base / "output")
     (base / "output" / "failure").unlink(missing_ok=True)
     try:
+        _check_writable(base / "model")
         job = read_job(base)
         if len(job.hosts) == 1:
             return _carry_out(job, base / "model")
@@ -126,6 +131,7 @@ def train(base: Path) -> JobResult | None:
 def _carry_out(job: ContainerJob, model: Path) -> JobResult | None:
     """None: the job was one member of the run."""
     run = _open(job)
+    logs.bind(run_id=run.run_id, workload=run.spec.workload)
     cluster = lead(run, job.hosts) if len(job.hosts) > 1 else nullcontext()
     member = job.part if job.part != COMBINE else None
     steps = () if member is None else ("prepare", member)
@@ -277,6 +283,20 @@ def _as_carried_out(spec: JobSpec, channels: Mapping[str, Path]) -> JobSpec:
 # Ends
 
 
+def _check_writable(folder: Path) -> None:
+    """Rather now than when the model is trained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise PreflightError(
+            f"{folder}: the user {os.getuid()} may not write there; give it that folder, or build "
+            "the image with --build-arg UID=0, for SageMaker's folders are root's"
+        )
+
+
 @contextmanager
 def _sigterm_stops(run: Run) -> Iterator[None]:
     """SageMaker sends SIGTERM two minutes before it takes the container away."""
@@ -306,9 +326,7 @@ def _write_model(run: Run, result: JobResult, folder: Path) -> None:
 
 
 def _write_failure(base: Path, reason: str) -> None:
-    output = base / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "failure").write_text(reason[:_MAX_FAILURE], encoding="utf-8")
+    (base / "output" / "failure").write_text(reason[:_MAX_FAILURE], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("EMBERLINE_REVISION") or None  # of the image
     command = [
         "git",
         "-C",

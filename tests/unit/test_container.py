@@ -257,6 +257,22 @@ def test_progress_says_what_a_reader_of_the_log_needs() -> None:
     assert progress_line({"event": "checkpoint", "epoch": 1}) is None
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(here, "fire")
+    (here / "model").write_bytes(b"")
+    assert main(["train"]) == 3
+    assert failure(here) == (
+        f"{here / 'model'}: the user {os.getuid()} may not write there; give it that folder, or "
+        "build the image with --build-arg UID=0, for SageMaker's folders are root's"
+    )
+    shutil.rmtree(here / "output")
+    (here / "output").write_bytes(b"")
+    assert main(["train"]) == 3
+    assert f"error: {here / 'output'}: the user" in capsys.readouterr().err
+
+
 # The job itself, as a process
 
 
