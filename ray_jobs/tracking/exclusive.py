@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.storage import Storage, StorageRefused, StorageUnavailable
 
-_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # S3 User Guide, conditional writes
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+_TAKEN, _CONFLICT = "PreconditionFailed", "ConditionalRequestConflict"
+_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # between tries that conflict with another's
+_WRITER = "writer"  # metadata of an object: who created it
 
 
 def create(storage: Storage, path: str, content: bytes) -> bool:
@@ -39,28 +48,73 @@ def create(storage: Storage, path: str, content: bytes) -> bool:
 
 
 def _put(storage: Storage, path: str, content: bytes) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
+    """A put whose answer is lost is sent again, and then meets what it wrote itself: so each says
+    who wrote. S3 User Guide, "How to prevent object overwrites with conditional writes"."""
+    from botocore.exceptions import ClientError
 
     bucket, _, key = storage.full(path).partition("/")
+    where, writer, pauses = {"Bucket": bucket, "Key": key}, uuid.uuid4().hex, iter(_PAUSES_S)
+    with _answering(storage, path):
+        client = _client()
+        while True:
+            try:
+                client.put_object(
+                    **where, Body=content, IfNoneMatch="*", Metadata={_WRITER: writer}
+                )
+            except ClientError as error:
+                if _code(error) == _TAKEN:
+                    return _writer(client, where) == writer
+                # Another's write or deletion is under way, and may yet come to nothing.
+                pause_s = next(pauses, None) if _code(error) == _CONFLICT else None
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s * random.uniform(0.5, 1))
+            else:
+                return True
+
+
+def _writer(client: Any, where: dict[str, str]) -> str | None:
+    """Who created an object; None if it does not say, or has been deleted since."""
+    from botocore.exceptions import ClientError
+
     try:
-        _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        return client.head_object(**where)["Metadata"].get(_WRITER)
     except ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code in _TAKEN:
-            return False
-        kind = StorageUnavailable if _may_pass(error) else StorageRefused
-        raise kind(f"storage {storage.uri!r} did not take {path} ({code})") from None
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            return None
+        raise
+
+
+@contextmanager
+def _answering(storage: Storage, path: str) -> Iterator[None]:
+    """S3's failures within, as those of a storage."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        told = f"storage {storage.uri!r} did not take {path} ({_code(error)})"
+        if _may_pass(error):
+            raise StorageUnavailable(f"{told}; give the same command again") from None
+        raise StorageRefused(
+            f"{told}. Check the bucket, your AWS credentials and AWS_ENDPOINT_URL; then give the "
+            "same command again"
+        ) from None
     except BotoCoreError as error:
         raise StorageUnavailable(
             f"storage {storage.uri!r} does not answer ({error}). Look at the network and "
             "AWS_ENDPOINT_URL; then give the same command again"
         ) from None
-    return True
 
 
-def _may_pass(error: Any) -> bool:
+def _code(error: ClientError) -> str:
+    return error.response["Error"]["Code"]
+
+
+def _may_pass(error: ClientError) -> bool:
     """Whether S3 itself is at fault, or asks for patience."""
-    return error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+    return status >= 500 or _code(error) == _CONFLICT
 
 
 def _client() -> Any:
