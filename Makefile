@@ -1,7 +1,10 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow test-faults check format lock bench chart-readme clean
+.PHONY: help setup run test test-fast test-slow test-faults cluster-test check format lock bench image image-test \
+  chart-readme clean
 BIN := .venv/bin
+TAG ?= emberline
+CLUSTER_TOOLS := kine kube-apiserver kube-controller-manager kube-scheduler helm kubeconform ray-operator
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,11 +40,32 @@ test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator
 	@$(BIN)/pytest tests/contract
 	@$(BIN)/pytest -m slow tests/chaos
 
+cluster-test: setup  ## the chart on a real control plane; builds Kubernetes first, once (needs Go)
+	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) >/dev/null && $(BIN)/pytest tests/cluster
+
 check: setup  ## lint and types
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
+
+image:  ## build the image TAG with docker, buildah or podman; BASE=IMAGE, CUDA=1
+	@if docker info >/dev/null 2>&1; then builder="docker build --provenance=false --output type=docker"; \
+	elif command -v buildah >/dev/null; then builder="buildah bud --isolation chroot --layers"; \
+	elif command -v podman >/dev/null; then builder="podman build --layers"; \
+	else echo "an image is built with docker and its engine, buildah or podman: install one" >&2; exit 1; fi; \
+	$$builder --tag $(TAG) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(CUDA),--build-arg CUDA=$(CUDA)) \
+	  --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+	  --build-arg REVISION="$$(git describe --always --dirty=+ --abbrev=12 --exclude='*')" \
+	  $${SSL_CERT_FILE:+--secret id=certificates,src="$$SSL_CERT_FILE"} \
+	  $${NETRC:+--secret id=netrc,src="$$NETRC"} \
+	  $${PIP_INDEX_URL:+--build-arg PIP_INDEX_URL="$$PIP_INDEX_URL"} \
+	  $${UV_DEFAULT_INDEX:+--build-arg UV_DEFAULT_INDEX="$$UV_DEFAULT_INDEX"} .
+
+image-test: setup  ## build the image on a base of Debian's packages, and run it as a pod would
+	@tests/image/base.sh localhost/emberline-base
+	@$(MAKE) --no-print-directory image BASE=localhost/emberline-base TAG=localhost/emberline:test
+	@EMBERLINE_IMAGE=localhost/emberline:test $(BIN)/pytest tests/image
 
 lock:  ## pin the dependencies anew
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
