@@ -29,7 +29,9 @@ def configure(kubeflow: KubeflowSpec | None, workload: str) -> None:
     from kfp.dsl.pipeline_context import Pipeline
 
     for task in Pipeline.get_default_pipeline().tasks.values():
-        if task.container_spec is not None:  # a pipeline within it has seen to its own steps
+        if task.container_spec is None:  # a pipeline within it, which has seen to its own steps
+            task.set_caching_options(False)
+        else:
             name = task.component_spec.name.replace("-", "_")
             _configure(task, name, kubeflow)
             for key, value in _labels(name, workload, kubeflow).items():
