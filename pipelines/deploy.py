@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.check_table import print_checks
 from ray_jobs import deploy as deployment_job
+from ray_jobs import logs
 from ray_jobs.deployments.base import Costing, Deployment, Say
 from ray_jobs.errors import EXIT_OK, JobFailed, PreflightError
 
@@ -131,7 +132,7 @@ def deploy(
     *,
     target: str | None = None,
     overrides: Sequence[str] = (),
-    say: Say = lambda line: print(line, file=sys.stderr),
+    say: Say = logs.say,
 ) -> DeployOutcome:
     """As `ray_jobs.deploy.deploy`."""
     return DeployOutcome(
@@ -154,7 +155,7 @@ def plan(
             version,
             target=target,
             overrides=overrides,
-            say=lambda line: print(line, file=sys.stderr),
+            say=logs.say,
         )
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.options import DEFAULT_STORAGE, Config, Json, Model, Overrides, Root, show
+from ray_jobs import logs
 from ray_jobs.errors import EXIT_INTERRUPTED, SpecError
 
 if TYPE_CHECKING:
@@ -121,18 +121,15 @@ def _follow(
         else:
             show(outcome, as_json=False)
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     registry = Registry(Storage(where if isinstance(where, str) else where.storage))
     follower = Follower(
         lambda: registry.champion(model),
-        lambda: deploying.deploy(where, model, target=target, overrides=keys, say=say),
+        lambda: deploying.deploy(where, model, target=target, overrides=keys, say=logs.say),
         show=show_one,
-        say=say,
+        say=logs.say,
         interval_s=interval_s,
     )
-    return follow(follower, say)
+    return follow(follower, logs.say)
 
 
 @app.command()

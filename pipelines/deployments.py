@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.deploy import price, versions
 from ray_jobs import deploy as deployment_job
+from ray_jobs import logs
 from ray_jobs.deployments.base import Deployment
 from ray_jobs.deployments.places import deployers
 from ray_jobs.errors import EXIT_OK
@@ -105,6 +105,6 @@ def undeploy(storage: str, name: str, target: str | None, spec: JobSpec | None) 
         name,
         target=target,
         spec=spec,
-        say=lambda line: print(line, file=sys.stderr),
+        say=logs.say,
     )
     return Removed(name, removed)

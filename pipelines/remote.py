@@ -145,10 +145,9 @@ def _estimate(spec: JobSpec) -> float | None:
 
 
 def _follow(target: Target, run: Run, handle: Handle, console: Console) -> JobState:
-    from pipelines.progress import Progress
-    from pipelines.sweep_progress import SweepProgress
+    from pipelines.displays import display
 
-    with (SweepProgress if run.spec.sweeps else Progress)(run, console) as progress:
+    with display(run, console) as progress:
 
         def on_poll(state: JobState | None) -> None:
             if state is None:

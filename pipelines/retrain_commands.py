@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.options import Config, DryRun, Json, Overrides, StorageUri, Target, Workload, show
+from ray_jobs import logs
 from ray_jobs.errors import SpecError
 
 app = typer.Typer()
@@ -66,6 +67,6 @@ def retrain(
         deploy=deploy,
         deploy_target=deploy_target,
         dry_run=dry_run,
-        say=lambda line: typer.echo(line, err=True),
+        say=logs.say,
     )
     show(outcome, as_json)

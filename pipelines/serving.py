@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
+from ray_jobs import logs
 from ray_jobs.deployments.release import fetch
 from ray_jobs.storage import Storage
 
@@ -41,11 +41,11 @@ def serve(
 
     root = Storage(storage)
     champion = fetch(root, name, version)
-    print(f"model {champion.model}", file=sys.stderr)
+    logs.say(f"model {champion.model}", event="model")
     other = None
     if challenger is not None:
         second = fetch(root, name, challenger)
-        print(f"{mode} {second.model}", file=sys.stderr)
+        logs.say(f"{mode} {second.model}", event="model")
         other = server.ChallengerModel(
             second.bundle, str(second.model.version), second.digest, mode, weight
         )

@@ -32,8 +32,7 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
     from rich.console import Console
 
     from pipelines import local
-    from pipelines.progress import Progress
-    from pipelines.sweep_progress import SweepProgress
+    from pipelines.displays import display
 
     console = Console(stderr=True, highlight=False)
     run = Run.create(spec, run_id)
@@ -45,7 +44,7 @@ def start(spec: JobSpec, run_id: str | None) -> Outcome:
     if not console.is_terminal:
         console.print(f"run {run.run_id} in {run.storage.display(run.folder)}")
     try:
-        with (SweepProgress if spec.sweeps else Progress)(run, console) as progress:
+        with display(run, console) as progress:
             result = carry_out(run, lambda: local.run(run, progress.poll), wait=progress.poll)
     except KeyboardInterrupt:
         console.print(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ray_jobs import webhook
+from ray_jobs import logs, webhook
 
 if TYPE_CHECKING:
     from ray_jobs.sections import JobSpec
@@ -35,5 +34,5 @@ def receive(
         interval_s=interval_s,
         register=register,
         url=url,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=logs.say,
     )

@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from ray_jobs.events import read_events
+from ray_jobs import logs
+from ray_jobs.logs import is_json
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
-from ray_jobs.storage import brief_cause
+from ray_jobs.watching import watched
 
-_FOLLOW_INTERVAL_S = 1.0
+_MARK = "[emberline] "  # of lines that a person or SageMaker looks for among others
 
 
-@contextmanager
-def told(run: Run, steps: Collection[str] = ()) -> Iterator[None]:
+def told(run: Run, steps: Collection[str] = ()) -> AbstractContextManager[None]:
     """Print the run's progress, a line an event, as long as it is at it.
 
     Args:
         steps: whose events; none: all. Other jobs may be at other steps of the same run.
     """
-    ended = threading.Event()
-    told = {_identity(event) for event in read_events(run.storage, run.folder)}  # cut off earlier
-
-    def tell() -> None:
-        for event in read_events(run.storage, run.folder):
-            is_ours = not steps or event.get("step") in steps
-            line = progress_line(event) if is_ours and _identity(event) not in told else None
-            told.add(_identity(event))
-            if line:
-                print(line, flush=True)
-
-    def follow() -> None:
-        is_last = False
-        while not is_last:
-            is_last = ended.wait(_FOLLOW_INTERVAL_S)
-            try:
-                tell()
-            except OSError as error:  # the storage: the next look tells what this one missed
-                print(f"[emberline] warning: no progress: {brief_cause(error)}", flush=True)
-
-    thread = threading.Thread(target=follow, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return watched(run, [_tell_marked if is_json() else _print], steps)
 
 
-def _identity(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Several writers share a journal, so the place of an event in it is not fixed."""
-    return tuple(event.get(key) for key in ("time", "step", "event", "member", "epoch"))
+def tell(event: Mapping[str, Any]) -> None:
+    """An event as a JSON line, with the words for people in its message."""
+    line = progress_line(event)
+    logs.tell(event, line and line.removeprefix(_MARK))
+
+
+def _tell_marked(event: Mapping[str, Any]) -> None:
+    logs.tell(event, progress_line(event))
+
+
+def _print(event: Mapping[str, Any]) -> None:
+    line = progress_line(event)
+    if line:
+        print(line, flush=True)
 
 
 def progress_line(event: Mapping[str, Any]) -> str | None:

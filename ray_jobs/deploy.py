@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ray_jobs import logs
 from ray_jobs.checks import Checklist
 from ray_jobs.deployments.base import Deployment, Release, Say
 from ray_jobs.deployments.history import Event, History, standing
@@ -315,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where: JobSpec | str = options.storage or "./runs"
     overrides = options.overrides
     try:
+        logs.setup()
         if options.spec:
             where = load_spec(
                 None, config=options.spec, overrides=overrides, storage=options.storage
@@ -326,12 +328,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.version,
             target=options.target,
             overrides=overrides,
-            say=lambda line: print(line, file=sys.stderr),
+            say=logs.say,
         )
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
-    print(json.dumps(asdict(deployment), indent=2))
+    logs.show(json.dumps(asdict(deployment), indent=2))
     return EXIT_OK
 
 

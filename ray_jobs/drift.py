@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from ray_jobs import logs
 from ray_jobs.deployments.base import Release
 from ray_jobs.deployments.places import TARGETS
 from ray_jobs.deployments.release import fetch
@@ -213,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-o", "--output", type=Path, help="write the report, one HTML file")
     options = parser.parse_args(arguments)
     try:
+        logs.setup()
         report = measure(
             options.storage,
             options.model,
@@ -226,9 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output:
             write_report(report, options.output)
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
-    print(report.to_json())
+    logs.show(report.to_json())
     return report.exit_code
 
 

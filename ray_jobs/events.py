@@ -97,24 +97,22 @@ class Follower:
         self._offsets: dict[str, int] = {}  # file -> bytes that have been read
 
     def read_new(self) -> list[dict[str, Any]]:
-        """Events that were not read before, in time order."""
-        events = []
+        """Events that were not read before, in time order. Where the storage fails, they are read
+        the next time."""
+        events, offsets = [], dict(self._offsets)
         for path in self._storage.list(self._folder):
             if not path.rpartition("/")[2].startswith("events"):
                 continue
-            for line in self._new_lines(path):
+            content = self._content_from(path, offsets.get(path, 0))
+            end = content.rfind(b"\n") + 1
+            offsets[path] = offsets.get(path, 0) + end
+            for line in content[:end].splitlines():
                 try:
                     events.append(json.loads(line))
                 except json.JSONDecodeError:
                     continue
+        self._offsets = offsets
         return sorted(events, key=lambda event: event["time"])
-
-    def _new_lines(self, path: str) -> list[bytes]:
-        offset = self._offsets.get(path, 0)
-        content = self._content_from(path, offset)
-        end = content.rfind(b"\n") + 1
-        self._offsets[path] = offset + end
-        return content[:end].splitlines()
 
     def _content_from(self, path: str, offset: int) -> bytes:
         if not self._storage.is_local:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from ray_jobs import logs
 from ray_jobs.errors import EXIT_OK, EmberlineError, GateRefused
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import load_spec
@@ -187,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--set changes a job description; name it with --spec")
     where: JobSpec | str = options.storage or "./runs"
     try:
+        logs.setup()
         if options.spec:
             where = load_spec(
                 None, config=options.spec, overrides=options.overrides, storage=options.storage
@@ -199,12 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             promotion = promote(where, options.model, options.version, dry_run=options.dry_run)
     except Refused as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         promotion = error.promotion
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
-    print(promotion.to_json())
+    logs.show(promotion.to_json())
     return promotion.exit_code
 
 

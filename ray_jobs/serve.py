@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs import logs
 from ray_jobs.errors import EmberlineError, SpecError
 from ray_jobs.ray_runtime import spin_briefly
 
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.max_wait_ms is not None:
         limits["max_wait_s"] = options.max_wait_ms / 1000
     try:
+        logs.setup()
         return serve(
             options.model,
             host=options.host,
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drain_s=options.drain_s,
         )
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
 
 
@@ -192,7 +194,7 @@ def serve(
     )
     host, port = listener.getsockname()[:2]
     place = f"[{host}]" if ":" in host else host
-    print(f"serving {model} on http://{place}:{port}", file=sys.stderr)
+    logs.say(f"serving {model} on http://{place}:{port}", event="serving")
     return run(service, listener, drain_s=drain_s, timeout_s=timeout_s, control=control)
 
 
@@ -204,7 +206,7 @@ def _recorder(recording: Recording) -> Recorder:
     try:
         storage.check_writable()
     except StorageUnavailable as error:  # which passes, and meanwhile the model shall answer
-        print(f"live records are lost for now: {error}", file=sys.stderr)
+        logs.say(f"live records are lost for now: {error}", level="warning")
     return Recorder(
         storage, recording.name, share=recording.share, max_mb_per_day=recording.max_mb_per_day
     )

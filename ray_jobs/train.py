@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from ray_jobs import logs
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError
 from ray_jobs.lifecycle import carry_out
+from ray_jobs.observing import observed
 from ray_jobs.ray_runtime import spin_briefly
 from ray_jobs.result import JobResult
 from ray_jobs.run import Run
@@ -45,6 +47,7 @@ def main_of(
     options = parser.parse_args(arguments)
     spin_briefly()
     try:
+        logs.setup()
         spec = load_spec(
             None,
             config=options.spec,
@@ -54,13 +57,14 @@ def main_of(
         )
         run = Run.create(spec, options.run_id)
         signal.signal(signal.SIGTERM, lambda *_: _stop(run))
-        result = run_job(run)
+        with observed(run):
+            result = run_job(run)
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    print(result.to_json())
+    logs.show(result.to_json())
     return EXIT_OK
 
 

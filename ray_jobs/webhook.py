@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ray_jobs import logs
 from ray_jobs.errors import EmberlineError
 from ray_jobs.sections import JobSpec
 from ray_jobs.spec import load_spec
@@ -131,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where: JobSpec | str = options.storage or "./runs"
     overrides = options.overrides
     try:
+        logs.setup()
         if options.spec:
             where = load_spec(
                 None, config=options.spec, overrides=overrides, storage=options.storage
@@ -146,10 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             interval_s=options.interval,
             register=options.register,
             url=options.url,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=logs.say,
         )
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
 
 

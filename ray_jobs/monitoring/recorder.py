@@ -20,6 +20,7 @@ from datetime import date
 from io import FileIO
 from typing import ClassVar, Literal
 
+from ray_jobs.logs import say
 from ray_jobs.monitoring.observation import Observation
 from ray_jobs.monitoring.records import Record, folder_of
 from ray_jobs.serving.routing import is_chosen
@@ -171,7 +172,7 @@ class Recorder:
             for _ in range(num_records):
                 self._count("storage")
             if not self._is_failing:
-                print(f"live records are lost: {error}", file=sys.stderr)
+                say(f"live records are lost: {error}", level="warning")
             self._is_failing = True
         else:
             self._is_failing = False

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, PreflightError
+from ray_jobs.logs import is_json
 from ray_jobs.serving.app import create_app
 from ray_jobs.serving.handover import ACCEPTS, LEFT, receive_listener, tell
 from ray_jobs.serving.service import Service
@@ -64,6 +65,7 @@ def run(
     config = uvicorn.Config(
         create_app(service),
         lifespan="on",
+        log_config=None if is_json() else uvicorn.config.LOGGING_CONFIG,
         log_level="warning",
         access_log=False,
         server_header=False,

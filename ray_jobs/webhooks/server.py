@@ -10,6 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK
+from ray_jobs.logs import is_json
 
 _NUM_CONNECTIONS = 64  # at once; MLflow has ten
 
@@ -20,6 +21,7 @@ def run(app: Starlette, listener: socket.socket) -> int:
     config = uvicorn.Config(
         app,
         lifespan="on",
+        log_config=None if is_json() else uvicorn.config.LOGGING_CONFIG,
         log_level="warning",
         access_log=False,
         server_header=False,
