@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _MAX_ATTEMPTS = 6
 _COPY_BYTES = 1 << 20
 _AWS_ERROR = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status \d+\))?")
+# Of a request to delete many, which itself succeeds: the first object's failure, in S3's words.
+_NOT_DELETED = re.compile(
+    r"errors when deleting objects in S3 bucket '[^']*':\n- key '.*': (.+?)\.?$", re.M
+)
 # What waiting does not mend. AWS General Reference, "Common Errors"; S3 API Reference, "Error
 # responses"; spelled as Arrow does (aws/core/client/CoreErrors.h).
 _REFUSALS = frozenset(
@@ -64,17 +68,20 @@ def outage(uri: str, error: OSError) -> StorageUnavailable | StorageRefused | No
     Args:
         uri: what to name.
     """
-    found = _AWS_ERROR.search(str(error))
-    if found is None or isinstance(error, StorageUnavailable | StorageRefused):
+    if isinstance(error, StorageUnavailable | StorageRefused):
         return None
-    if found[1] in _REFUSALS:
+    found = _AWS_ERROR.search(str(error)) or _NOT_DELETED.search(str(error))
+    if found is None:
+        return None
+    told = found[0] if found.re is _AWS_ERROR else f"not deleted: {found[1]}"
+    if found[1].upper().replace(" ", "_") in _REFUSALS:
         return StorageRefused(
-            f"storage {uri!r} refuses access ({found[0]}). Check the bucket, your AWS credentials "
+            f"storage {uri!r} refuses access ({told}). Check the bucket, your AWS credentials "
             "and AWS_ENDPOINT_URL; then give the same command again"
         )
     advice = " Look at the network and AWS_ENDPOINT_URL." * (found[1] == "NETWORK_CONNECTION")
     return StorageUnavailable(
-        f"storage {uri!r} does not answer ({found[0]}).{advice} What it holds is kept: once it "
+        f"storage {uri!r} does not answer ({told}).{advice} What it holds is kept: once it "
         "answers, the same command with the same --run-id goes on from there"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _TAKEN, _CONFLICT = "PreconditionFailed", "ConditionalRequestConflict"
 _PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  # between tries that conflict with another's
+_CREATION = threading.Lock()  # boto3 guide, "Sessions": these are not for several threads at once
 _WRITER = "writer"  # metadata of an object: who created it
 
 
@@ -120,4 +122,5 @@ def _may_pass(error: ClientError) -> bool:
 def _client() -> Any:
     import boto3
 
-    return boto3.client("s3")
+    with _CREATION:
+        return boto3.client("s3")

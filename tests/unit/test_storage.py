@@ -202,3 +202,28 @@ def test_an_object_that_is_not_whole_is_not_there(bucket: str) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert storage.read_text("a") == "one"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "Access Denied.",
+            "storage 's3://b/r' refuses access (not deleted: Access Denied). Check the bucket, "
+            "your AWS credentials and AWS_ENDPOINT_URL; then give the same command again",
+        ),
+        (
+            "Please reduce your request rate.",
+            "storage 's3://b/r' does not answer (not deleted: Please reduce your request rate). "
+            "What it holds is kept: once it answers, the same command with the same --run-id goes "
+            "on from there",
+        ),
+    ],
+)
+def test_objects_that_could_not_be_deleted_are_told_of(words: str, told: str) -> None:
+    """Their request succeeds: Arrow raises an error of its own."""
+    error = OSError(
+        "Got the following 2 errors when deleting objects in S3 bucket 'b':\n"
+        f"- key 'r/a': {words}\n- key 'r/b': {words}\n"
+    )
+    assert str(outage("s3://b/r", error)) == told
