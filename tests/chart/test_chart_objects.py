@@ -120,8 +120,9 @@ def test_objects_are_deterministic() -> None:
 
 _RIGHTS = {
     "rel-emberline-pipeline": [
-        ([""], ["pods", "pods/log"], "get list"),
-        (["ray.io"], ["rayjobs"], "create delete get list watch"),
+        ([""], ["pods"], "list"),
+        ([""], ["pods/log"], "get"),
+        (["ray.io"], ["rayjobs"], "create delete get list patch"),
     ],
     "rel-emberline-reaper": [
         ([""], ["pods"], "get list"),

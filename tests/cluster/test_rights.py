@@ -17,9 +17,9 @@ _OTHER = "kubeflow"  # whose pipeline-runner has the pipeline's Role in the rele
 # (verbs, group/resource), in the release's namespace; nothing else is allowed to anyone.
 _ALLOWED: dict[str, list[tuple[str, str]]] = {
     "pipeline": [
-        ("create get list watch delete", "ray.io/rayjobs"),
-        ("get list", "/pods"),
-        ("get list", "/pods/log"),
+        ("create get list patch delete", "ray.io/rayjobs"),
+        ("list", "/pods"),
+        ("get", "/pods/log"),
     ],
     "reaper": [
         ("get list delete", "ray.io/rayjobs"),
