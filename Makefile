@@ -1,6 +1,6 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow test-faults cluster-test check format lock bench image image-test \
+.PHONY: help setup run test test-fast test-slow test-faults cluster-test node-test check format lock bench image image-test \
   chart-readme clean
 BIN := .venv/bin
 TAG ?= emberline
@@ -43,8 +43,9 @@ test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator
 cluster-test: setup  ## the chart on a real control plane; builds Kubernetes first, once (needs Go)
 	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) >/dev/null && $(BIN)/pytest tests/cluster
 
-check: setup  ## lint and types
+check: setup  ## lint, types, and whether the compiled pipelines are current
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
+	@$(BIN)/emberline pipelines compile all --check >/dev/null || { echo "compiled pipelines are not current; run: emberline pipelines compile all" >&2; exit 1; }
 
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .

@@ -51,6 +51,13 @@ class Variant:
             parts.append("promote")
         return "-".join(filter(None, parts))
 
+    @property
+    def options(self) -> str:
+        """On the command line."""
+        parts = [self.workload, "--sweep" * self.sweeps, "--retraining" * self.retrains]
+        parts += ["--promote" * self.promote, f"--deploy {self.deploy}" if self.deploy else ""]
+        return " ".join(filter(None, parts))
+
 
 VARIANTS = (
     *(Variant(workload) for workload in workloads()),

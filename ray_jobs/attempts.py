@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ray_jobs.errors import EXIT_INTERRUPTED, EmberlineError, RetryableError
 from ray_jobs.storage import Storage
@@ -77,6 +78,16 @@ class Attempt:
             self.storage.write_text(self.path, json.dumps(failure))
         except (OSError, EmberlineError) as cause:  # then it is tried again in vain, and no worse
             print(f"the failure could not be noted for later attempts: {cause}")
+
+
+def read_failures(storage: Storage, pipeline_run: str) -> list[dict[str, Any]]:
+    """What steps of a pipeline's run have noted: `reason` and `exit_code` of each.
+
+    Raises:
+        As `Storage.list`.
+    """
+    paths = storage.list(f"pipelines/{pipeline_run}")
+    return [json.loads(storage.read_bytes(path)) for path in paths]
 
 
 def exit_code_of(error: Exception) -> int:

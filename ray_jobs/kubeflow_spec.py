@@ -142,7 +142,7 @@ class KubeflowSpec(Section):
     names its file.
     """
 
-    endpoint: str | None = None  # of KFP's API: http://HOST:8888; default: KFP_ENDPOINT
+    endpoint: str | None = None  # of KFP's API: http://HOST:8888; default: KF_PIPELINES_ENDPOINT
     ui: str | None = None  # that links lead to; default: the endpoint
     token_path: str | None = None  # of a file on the machine that submits
     namespace: str | None = None  # of the runs, where KFP has several users

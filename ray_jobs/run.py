@@ -42,6 +42,18 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+def check_run_id(run_id: str) -> None:
+    """
+    Raises:
+        SpecError: it is malformed.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise SpecError(
+            f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 63, "
+            "beginning with a letter or digit"
+        )
+
+
 @dataclass(frozen=True)
 class Run(Generic[S]):
     """One run of one job description."""
@@ -58,11 +70,7 @@ class Run(Generic[S]):
             PreflightError: the storage cannot be written.
         """
         run = cls(spec, run_id or new_run_id())
-        if not _RUN_ID.fullmatch(run.run_id):
-            raise SpecError(
-                f"run id {run.run_id!r}: use letters, digits, '.', '_' and '-', at most 63, "
-                "beginning with a letter or digit"
-            )
+        check_run_id(run.run_id)
         if run.storage.exists(run.path(SPEC)):
             run._check_same_job(cls.open(spec.storage, spec.workload, run.run_id).spec)
         else:
