@@ -12,11 +12,11 @@ def train_member(member: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     Args:
         member: URI of the member's folder in its run.
     """
-    from ray_jobs.members import train_members
+    from ray_jobs import steps
     from ray_jobs.run import Run
 
     run, _, name = member.rsplit("/", 2)
-    (result,) = train_members(Run.at(run), [name])
+    result = steps.train_member(Run.at(run), name)
     metrics.log_metric("status", result.status)
     for key, metric in result.metrics.get("val", {}).items():
         metrics.log_metric(f"val {key}", metric.value)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_jobs.errors import EXIT_OK, EmberlineError, SpecError, Stopped
 from ray_jobs.result import Status
-from ray_jobs.run import Run
+from ray_jobs.run import SPEC, Run
 
 TRAIN, SWEEP = "train", "sweep"
 _MEMBER = "member-"  # no name of a member has a hyphen
@@ -47,6 +47,23 @@ def member_of(run: Run, part: str) -> str:
         members = ", ".join(member_part(each) for each in run.spec.families())
         raise SpecError(f"no part {part!r} of the run; there is {TRAIN}, {SWEEP}, {members}")
     return name
+
+
+def job_words(run: Run, part: str | None = None, num_cpus: int | None = None) -> list[str]:
+    """What `python -m` carries out a run with, or the part of it that is named.
+
+    Args:
+        num_cpus: that it may use; None: as its description says.
+    """
+    if part is not None:
+        words = ["ray_jobs.part", "--run", run.uri, "--part", part]
+        return words if num_cpus is None else [*words, "--num-cpus", str(num_cpus)]
+    words = [
+        "ray_jobs.sweep" if run.spec.sweeps else "ray_jobs.train",
+        "--spec", run.storage.display(run.path(SPEC)), "--run-id", run.run_id,
+        "--storage", run.storage.uri,
+    ]  # fmt: skip
+    return words if num_cpus is None else [*words, "--set", f"resources.num_cpus={num_cpus}"]
 
 
 def read_outcome(run: Run, part: str) -> PartOutcome | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ray_jobs.errors import PreflightError, RetryableError, SpecError
-from ray_jobs.owners import NAMESPACE_FILE, pod_namespace
+from ray_jobs.owners import NAMESPACE_FILE, cluster_id, pod_namespace
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, Configuration, CoreV1Api, CustomObjectsApi
@@ -51,6 +51,12 @@ class Kube:
     @property
     def host(self) -> str:
         return str(self._connect()[0].configuration.host)
+
+    @property
+    def cluster_id(self) -> str | None:
+        """As `owners.cluster_id`, of this cluster."""
+        authority = self._connect()[0].configuration.ssl_ca_cert
+        return cluster_id(Path(authority)) if authority else None
 
     # RayJobs
 

@@ -48,6 +48,11 @@ def ray_submission_id(workload: str, run_id: str, attempt: int = 1, part: str | 
         max_length=_MAX_RAY,
         part=None if part is None else (part, 1),
     )
+    return attempt_name(name, attempt)
+
+
+def attempt_name(name: str, attempt: int) -> str:
+    """The submission id of an attempt at the job that `name` is the first one's of."""
     return name if attempt == 1 else f"{name}~{attempt}"
 
 

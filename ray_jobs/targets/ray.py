@@ -22,20 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.checks import Checklist, check_storage
 from ray_jobs.errors import EXIT_INTERRUPTED, PreflightError, RetryableError, SpecError
-from ray_jobs.run import SPEC, Run
+from ray_jobs.owners import Owner, this_step
+from ray_jobs.parts import job_words
+from ray_jobs.run import Run
 from ray_jobs.storage import Storage, brief_cause
 from ray_jobs.targets.base import Handle, JobState, Target, last_error, stored_events, stored_state
-from ray_jobs.targets.names import ray_submission_id
+from ray_jobs.targets.names import attempt_name, ray_submission_id
 from ray_jobs.targets.ray_spec import RaySpec
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-_WORKLOAD, _RUN_ID, _STORAGE, _ATTEMPT = (
-    f"emberline.{key}" for key in ("workload", "run_id", "storage", "attempt")
+PREFIX = "emberline."  # of a job's metadata
+_WORKLOAD, _RUN_ID, _STORAGE, _ATTEMPT, _PART = (
+    f"{PREFIX}{key}" for key in ("workload", "run_id", "storage", "attempt", "part")
 )
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray takes these before any argument
-_PASSED_ON = ("MLFLOW_TRACKING_URI",)
+_PASSED_ON = ("MLFLOW_TRACKING_URI", "EMBERLINE_LOG_FORMAT")
 _POLL_INTERVAL_S = 0.5
 _AFTER_KILL_S = 30.0
 _GIB = 2**30
@@ -51,14 +54,22 @@ class RayTarget(Target):
 
     name = "ray"
 
-    def __init__(self, settings: RaySpec):
+    def __init__(self, settings: RaySpec, part: str | None = None, owner: Owner | None = None):
+        """Args:
+            part: of the runs, that the jobs carry out; None: all of it.
+            owner: the pod of the step that submits; None: this one's, if it is one.
+
+        Raises:
+            SpecError: `ray.address` is missing.
+        """
         if settings.address is None:
             raise SpecError(
                 "target=ray: ray.address is required: --set ray.address=http://HOST:8265, the "
                 "address of the cluster's dashboard"
             )
         self.max_attempts = settings.max_attempts
-        self._settings = settings
+        self._settings, self._part = settings, part
+        self._owner = owner or this_step()
         self._address = settings.address
         self._connected: JobSubmissionClient | None = None
         self._attempts: dict[str, int] = {}  # the newest that is known, of each run seen
@@ -74,12 +85,12 @@ class RayTarget(Target):
 
     def handle(self, run: Run) -> Handle:
         workload = run.spec.workload
-        name = ray_submission_id(workload, run.run_id)
+        name = ray_submission_id(workload, run.run_id, part=self._part)
         return Handle(self.name, workload, run.run_id, run.storage.uri, name)
 
     def submit(self, run: Run) -> Handle:
         handle = self.handle(run)
-        stored = stored_state(run)
+        stored = stored_state(run, self._part)
         if stored is not None and stored.status == "SUCCEEDED":
             return handle
         attempt, job = self._newest(handle)
@@ -92,16 +103,17 @@ class RayTarget(Target):
         try:
             attempt, job = self._newest(handle)
         except (PreflightError, RetryableError):
-            stored = stored_state(run)
+            stored = stored_state(run, self._part)
             if stored is None or stored.status != "SUCCEEDED":
                 raise
             return stored  # it outlives its cluster
         if job is not None:
-            return _state(run, job, attempt)
-        stored = stored_state(run)
+            return _state(run, self._part, job, attempt)
+        stored = stored_state(run, self._part)
         if stored is not None:
             return stored
-        if handle.name not in self._attempts and not stored_events(run):
+        is_known = handle.name in self._attempts
+        if not is_known and (self._part or not stored_events(run)):
             return JobState("PENDING", "it has not been submitted", is_submitted=False)
         return JobState(
             "FAILED",
@@ -115,7 +127,7 @@ class RayTarget(Target):
         attempt, job = self._newest(handle)
         if job is None:
             return
-        name = _submission_id(handle, attempt)
+        name = attempt_name(handle.name, attempt)
         with self._answers() as client:
             if not follow:
                 yield from client.get_job_logs(name).splitlines()
@@ -129,20 +141,39 @@ class RayTarget(Target):
 
     def stop(self, handle: Handle) -> None:
         attempt, job = self._newest(handle)
-        if job is None or job.status.is_terminal():
-            return
+        if job is not None and not job.status.is_terminal():
+            self.stop_job(attempt_name(handle.name, attempt), f"run {handle.run_id!r}")
+
+    def stop_job(self, submission_id: str, of: str) -> None:
+        """Have one job end; returns when it has.
+
+        Args:
+            of: whose it is, for a message.
+
+        Raises:
+            As `stop`.
+        """
         with self._answers() as client:
-            client.stop_job(_submission_id(handle, attempt))
+            client.stop_job(submission_id)
         deadline = time.monotonic() + self._settings.stop_wait_s + _AFTER_KILL_S
         while time.monotonic() < deadline:
-            _, job = self._newest(handle)
+            job = self._job(submission_id)
             if job is None or job.status.is_terminal():
                 return
             time.sleep(_POLL_INTERVAL_S)
         raise RetryableError(
-            f"run {handle.run_id!r}: the Ray cluster at {self._address} has not ended the job "
-            f"{handle.name}; look at its dashboard, and stop the run again"
+            f"{of}: the Ray cluster at {self._address} has not ended the job {submission_id}; look "
+            "at its dashboard, and stop the run again"
         )
+
+    def unfinished_jobs(self) -> list[JobDetails]:
+        """Those of the cluster that have not ended, whosever they are.
+
+        Raises:
+            PreflightError, RetryableError: as `status`.
+        """
+        with self._answers() as client:
+            return [job for job in client.list_jobs() if not job.status.is_terminal()]
 
     def list(self) -> list[Handle]:
         with self._answers() as client:
@@ -150,25 +181,25 @@ class RayTarget(Target):
         handles = {}
         for job in sorted(jobs, key=lambda job: job.start_time or 0):
             tags = job.metadata or {}
-            if {_WORKLOAD, _RUN_ID, _STORAGE} <= tags.keys():
+            if {_WORKLOAD, _RUN_ID, _STORAGE} <= tags.keys() and _PART not in tags:
                 workload, run_id = tags[_WORKLOAD], tags[_RUN_ID]
                 name = ray_submission_id(workload, run_id)
                 handles[name] = Handle(self.name, workload, run_id, tags[_STORAGE], name)
         return list(handles.values())
 
     def _submit(self, run: Run, handle: Handle, attempt: int) -> None:
-        settings, name = self._settings, _submission_id(handle, attempt)
-        command = [
-            settings.python, "-m", "ray_jobs.sweep" if run.spec.sweeps else "ray_jobs.train",
-            "--spec", run.storage.display(run.path(SPEC)), "--run-id", run.run_id,
-            "--storage", run.storage.uri,
-        ]  # fmt: skip
+        settings, name = self._settings, attempt_name(handle.name, attempt)
+        command = [settings.python, "-m", *job_words(run, self._part)]
         environment = {**settings.runtime_env, "env_vars": self._variables()}
         if settings.working_dir is not None:
             self._look_at_tree()
             tree = Path(settings.working_dir).expanduser().absolute()
             environment |= {"working_dir": str(tree), "excludes": list(settings.excludes)}
         tags = {_WORKLOAD: handle.workload, _RUN_ID: handle.run_id, _STORAGE: handle.storage}
+        if self._part is not None:
+            tags[_PART] = self._part
+        if self._owner is not None:
+            tags |= {f"{PREFIX}{key}": value for key, value in self._owner.fields().items()}
         with self._answers() as client:
             try:
                 client.submit_job(
@@ -195,12 +226,12 @@ class RayTarget(Target):
         """The run's newest attempt that the cluster knows: its number and its job; 0 and None if it
         knows none."""
         attempt = self._attempts.get(handle.name, 1)
-        job = self._job(_submission_id(handle, attempt))
+        job = self._job(attempt_name(handle.name, attempt))
         if job is None and attempt > 1:  # the head was started anew, and counts anew
-            attempt, job = 1, self._job(_submission_id(handle, 1))
+            attempt, job = 1, self._job(handle.name)
         if job is None:
             return 0, None
-        while (later := self._job(_submission_id(handle, attempt + 1))) is not None:
+        while (later := self._job(attempt_name(handle.name, attempt + 1))) is not None:
             attempt, job = attempt + 1, later
         self._attempts[handle.name] = attempt
         return attempt, job
@@ -291,11 +322,7 @@ class RayTarget(Target):
         return f"{tree} is sent"
 
 
-def _submission_id(handle: Handle, attempt: int) -> str:
-    return ray_submission_id(handle.workload, handle.run_id, attempt)
-
-
-def _state(run: Run, job: JobDetails, attempt: int) -> JobState:
+def _state(run: Run, part: str | None, job: JobDetails, attempt: int) -> JobState:
     """What the cluster says of the job; once it has ended, what the run's result says."""
     code = job.driver_exit_code
     details = {"submission_id": str(job.submission_id), "attempt": str(attempt)}
@@ -310,7 +337,7 @@ def _state(run: Run, job: JobDetails, attempt: int) -> JobState:
     if not job.status.is_terminal():
         known["ended_at"] = None
         return JobState("PENDING" if job.status == "PENDING" else "RUNNING", **known)
-    stored = stored_state(run)
+    stored = stored_state(run, part)
     if stored is not None and stored.status == "SUCCEEDED":
         return JobState("SUCCEEDED", **known)
     if job.status == "STOPPED" or code == EXIT_INTERRUPTED:

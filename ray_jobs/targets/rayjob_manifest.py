@@ -18,7 +18,8 @@ from typing import Any, Literal
 from ray_jobs.errors import SpecError
 from ray_jobs.kubeflow_spec import Toleration
 from ray_jobs.owners import KEYS, Owner
-from ray_jobs.run import SPEC, Run
+from ray_jobs.parts import job_words
+from ray_jobs.run import Run
 from ray_jobs.targets.rayjob_spec import RayJobSpec, RayPodSpec
 from ray_jobs.targets.rayjob_status import PREFIX
 
@@ -30,7 +31,10 @@ _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _HOME = "/home/emberline"
 _SCRATCH = {"tmp": ("/tmp", "20Gi"), "home": (_HOME, "10Gi")}  # noqa: S108 - a pod's own
 _SUBMITTER_RESOURCES = {"cpu": "1", "memory": "1Gi"}
-_PASSED_ON = ("MLFLOW_TRACKING_URI", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3")
+_PASSED_ON = (
+    "MLFLOW_TRACKING_URI", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3",
+    "EMBERLINE_LOG_FORMAT", "EMBERLINE_METRICS",
+)  # fmt: skip
 NO_IMAGE = (
     "rayjob.image is required: --set rayjob.image=REGISTRY/emberline:TAG, an image of the "
     "project's Dockerfile that the nodes can pull"
@@ -247,20 +251,11 @@ def adoption(found: Mapping[str, Any], owner: Owner, namespace: str) -> dict[str
 
 def _command(run: Run, settings: RayJobSpec, part: str | None) -> list[str]:
     """The job; it is told its pods' processors, for a container sees those of its node."""
-    words = [settings.python, "-m"]
-    if part is not None:
-        words += ["ray_jobs.part", "--run", run.uri, "--part", part]
-    else:
-        words += [
-            "ray_jobs.sweep" if run.spec.sweeps else "ray_jobs.train",
-            "--spec", run.storage.display(run.path(SPEC)), "--run-id", run.run_id,
-            "--storage", run.storage.uri,
-        ]  # fmt: skip
+    num_cpus = None
     if run.spec.resources.num_cpus is None:
         pods = [settings.head.num_cpus, *[settings.workers.num_cpus] * settings.num_workers]
-        num_used = min(run.spec.resources.num_workers, len(pods))
-        words += ["--set", f"resources.num_cpus={min(pods) * num_used}"]
-    return words
+        num_cpus = min(pods) * min(run.spec.resources.num_workers, len(pods))
+    return [settings.python, "-m", *job_words(run, part, num_cpus)]
 
 
 def _environment(settings: RayJobSpec) -> dict[str, str]:

@@ -74,6 +74,14 @@ def identity_of(found: object) -> dict[str, str]:
     return {**own, "name": metadata["name"]}
 
 
+def made_at(found: object) -> datetime | None:
+    """When a RayJob was made."""
+    try:
+        return _time(_object(_object(found, "it").get("metadata"), "it"), "creationTimestamp")
+    except ValueError:
+        return None
+
+
 def _parse(found: Any) -> RayJobState:
     """Raises ValueError: says what is odd."""
     metadata = _object(_object(found, "the answer").get("metadata"), "its metadata")

@@ -65,7 +65,7 @@ def test_spot_waits_as_long_again_as_it_trains() -> None:
         ({"tags": {"a" * 129: "b"}}, "a key has 1 to 128 characters, a value at most 256"),
         (
             {"tags": {str(n): "" for n in range(45)}},
-            "45 tags; SageMaker takes 50, and 6 are Emberline's",
+            "45 tags; SageMaker takes 50, and 11 are Emberline's",
         ),
         (
             {"vpc": {"subnets": ["vpc-1"], "security_group_ids": ["sg-1"]}},

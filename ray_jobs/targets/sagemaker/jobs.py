@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ray_jobs.errors import PreflightError, SpecError
+from ray_jobs.owners import Owner, parse_owner
 from ray_jobs.targets.sagemaker.aws import Aws, answers, code_of, is_missing, message_of
 from ray_jobs.targets.sagemaker.description import TrainingJobState, deleted, parse_description
 from ray_jobs.targets.sagemaker.request import (
@@ -15,7 +16,9 @@ from ray_jobs.targets.sagemaker.request import (
     PROJECT_TAG,
     RUN_ID_TAG,
     STORAGE_TAG,
+    TAG_PREFIX,
     WORKLOAD_TAG,
+    owner_tags,
     request_faults,
 )
 
@@ -114,6 +117,36 @@ def find_tagged(aws: Aws) -> list[tuple[str, str, str]]:
     ours = [job for job in ours if job.tags.keys() >= _NEEDED]
     ours.sort(key=lambda job: job.created_at)
     return [(job.tags[WORKLOAD_TAG], job.tags[RUN_ID_TAG], job.tags[STORAGE_TAG]) for job in ours]
+
+
+def find_owned(aws: Aws) -> list[tuple[str, datetime, Owner]]:
+    """This project's training jobs that go on and name the pod of a step as their owner: the name
+    of each, when it was made, and the owner.
+
+    Raises:
+        PreflightError, RetryableError: as `answers` says.
+    """
+    with answers():
+        jobs = list(_in_progress(aws.client("sagemaker"), {}))
+    owned = [
+        (name, job.created_at, parse_owner(job.tags, TAG_PREFIX))
+        for name, job in jobs
+        if job.tags.get(PROJECT_TAG) == PROJECT
+    ]
+    return [(name, made_at, owner) for name, made_at, owner in owned if owner is not None]
+
+
+def adopt(aws: Aws, name: str, owner: Owner) -> None:
+    """Have a training job belong to another owner.
+
+    Raises:
+        PreflightError, RetryableError: as `answers` says.
+    """
+    client = aws.client("sagemaker")
+    with answers():
+        arn = client.describe_training_job(TrainingJobName=name)["TrainingJobArn"]
+        tags = [{"Key": key, "Value": value} for key, value in owner_tags(owner).items()]
+        client.add_tags(ResourceArn=arn, Tags=tags)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.container import ML_DIR, PART, RUN_ID, SPEC_PARTS, STORAGE
 from ray_jobs.container_log import member_pattern, score_pattern
 from ray_jobs.errors import SpecError
+from ray_jobs.owners import Owner, this_step
 from ray_jobs.sections import JobSpec
 from ray_jobs.targets.sagemaker.spec import NUM_OWN_TAGS, SageMakerSpec
 
 if TYPE_CHECKING:
     from botocore.model import ServiceModel, Shape
 
+TAG_PREFIX = "emberline:"
 PROJECT_TAG, WORKLOAD_TAG, RUN_ID_TAG, STORAGE_TAG, OWNER_TAG, PART_TAG = (
-    f"emberline:{key}" for key in ("project", "workload", "run-id", "storage", "owner", "part")
+    f"{TAG_PREFIX}{key}" for key in ("project", "workload", "run-id", "storage", "owner", "part")
 )
 PROJECT = "emberline"
 # The limits of CreateTrainingJob's HyperParameterValue and MetricDefinitionList.
@@ -230,8 +232,15 @@ def _tags(
         OWNER_TAG: re.sub(r"[^\w .:/=+\-@]", "_", owner)[:256],
         PART_TAG: part or "all",
     }
-    assert len(own) == NUM_OWN_TAGS
+    step = this_step()
+    own |= owner_tags(step) if step is not None else {}
+    assert len(own) <= NUM_OWN_TAGS
     return [{"Key": key, "Value": value} for key, value in (own | sagemaker.tags).items()]
+
+
+def owner_tags(owner: Owner) -> dict[str, str]:
+    """Of the pod of the step that starts a job, or attaches to it."""
+    return {f"{TAG_PREFIX}{key}": value for key, value in owner.fields().items()}
 
 
 def _channel(name: str, uri: str) -> dict[str, Any]:

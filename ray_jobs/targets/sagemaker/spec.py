@@ -13,7 +13,7 @@ from ray_jobs.section import Section
 DAY_S = 86_400
 MAX_TAGS = 50
 # Tags that the target adds: the run, the workload, and that the job is this project's.
-NUM_OWN_TAGS = 6
+NUM_OWN_TAGS = 11  # with those of an owner
 _OWN_PREFIX = "emberline:"
 
 _ROLE = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")

@@ -23,6 +23,7 @@ from typing import Any
 
 from ray_jobs.checks import Checklist
 from ray_jobs.errors import JobFailed, RetryableError, SpecError
+from ray_jobs.owners import this_step
 from ray_jobs.run import Run
 from ray_jobs.targets.base import Handle, JobState, Target
 from ray_jobs.targets.names import sagemaker_name
@@ -32,7 +33,7 @@ from ray_jobs.targets.sagemaker.costs import costs, max_run_s_of_part, totals
 from ray_jobs.targets.sagemaker.data import upload_channels
 from ray_jobs.targets.sagemaker.description import TrainingJobState
 from ray_jobs.targets.sagemaker.environment import job_environment
-from ray_jobs.targets.sagemaker.jobs import create, describe, find_tagged, stop
+from ray_jobs.targets.sagemaker.jobs import adopt, create, describe, find_tagged, stop
 from ray_jobs.targets.sagemaker.logs import JobLogs
 from ray_jobs.targets.sagemaker.parts import PartJob, Parts, look_at_parts
 from ray_jobs.targets.sagemaker.request import storage_root, training_job_request
@@ -112,8 +113,10 @@ class SageMakerTarget(Target):
             raise RetryableError(f"{look.state.reason}; whether it trains is not known: try again")
         if look.state.has_ended or not look.state.is_submitted:
             self._begin(run, look, root)
-        elif look.parts is not None:
-            self._go_on(run, look, look.parts, look.round)
+        else:
+            self._adopt(run, look)
+            if look.parts is not None:
+                self._go_on(run, look, look.parts, look.round)
         return handle
 
     def status(self, handle: Handle) -> JobState:
@@ -297,6 +300,15 @@ class SageMakerTarget(Target):
         for made, request in requests.items():
             create(self.aws, request)
             write_submission(run, made)
+
+    def _adopt(self, run: Run, look: _Look) -> None:
+        """Have the jobs that another step has started, and may have left, belong to this one."""
+        step = this_step()
+        if step is None:
+            return
+        for one in newest(look.made).values():
+            if not look.states[one].has_ended:
+                adopt(self.aws, one.job_name(run), step)
 
     def _requests(
         self,
