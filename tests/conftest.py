@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from ray_jobs.sections import JobSpec, Section
+from tests.go_tools import built
+from tests.s3_server import s3_server
 from tests.sagemaker_emulator.aws import start_moto
 
 # As jobs do (ray_runtime.py): on a busy machine, threads that spin while they wait cost the most.
@@ -170,24 +173,27 @@ def train(home: Path, runs: Sequence[tuple[str, JobSpec]], **environment: str) -
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback, buckets `rows` and `runs`: the variables to reach it."""
+    """An S3 server on loopback, buckets `rows` and `runs`: the variables to reach it. MinIO where
+    it has been built (`python -m tests.go_tools minio`), else moto's."""
     import boto3
 
-    # A process of its own: moto keeps one account for all servers of a process.
-    with start_moto(tmp_path_factory.mktemp("s3")) as url:
-        environment = {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
+    folder, program = tmp_path_factory.mktemp("s3"), built("minio")
+    with ExitStack() as stack:
+        if program is not None:
+            environment = stack.enter_context(s3_server(program, folder)).environment
+        else:
+            # A process of its own: moto keeps one account for all servers of a process.
+            environment = {
+                "AWS_ENDPOINT_URL": stack.enter_context(start_moto(folder)),
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        client = boto3.session.Session(
+            environment["AWS_ACCESS_KEY_ID"],
+            environment["AWS_SECRET_ACCESS_KEY"],
             region_name="us-east-1",
-        )
+        ).client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"])
         for bucket in ("rows", "runs"):
             client.create_bucket(Bucket=bucket)
         yield environment
@@ -196,6 +202,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     """A bucket that this process reaches."""
+    import boto3
+
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which keeps the credentials of before
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     return "rows"

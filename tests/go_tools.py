@@ -86,8 +86,7 @@ def tool(name: str) -> Path:
 
     Raises GoMissing without Go, BuildFailed with the end of what Go said.
     """
-    wanted = TOOLS[name]
-    program = _cache() / f"{name}-{wanted.version}" / name
+    wanted, program = TOOLS[name], _program(name)
     if program.is_file():
         return program
     _need_go(f"{name} {wanted.version}")
@@ -106,6 +105,12 @@ def tool_or_skip(name: str) -> Path:
         pytest.skip(str(error))
 
 
+def built(name: str) -> Path | None:
+    """The program `name`, if it has been built before."""
+    program = _program(name)
+    return program if program.is_file() else None
+
+
 def module_folder(module: str, version: str) -> Path:
     """A published module's files, read-only: some carry CRDs and the like.
 
@@ -113,6 +118,10 @@ def module_folder(module: str, version: str) -> Path:
     """
     _need_go(f"the files of {module} {version}")
     return Path(_downloaded(module, version)["Dir"])
+
+
+def _program(name: str) -> Path:
+    return _cache() / f"{name}-{TOOLS[name].version}" / name
 
 
 def _cache() -> Path:

@@ -25,7 +25,7 @@ def there(bucket: str, request: pytest.FixtureRequest) -> Storage:
 
 
 def test_of_many_writers_one_creates(there: Storage) -> None:
-    num_writers, num_files = 16, 25
+    num_writers, num_files = 8, 12
 
     def write(number: int) -> list[bool]:
         return [
