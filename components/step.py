@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,7 +29,9 @@ def step(function: Callable[..., Any]) -> Any:
 
 def main() -> None:
     """Carry out KFP's executor, the module that the first argument names, in this process."""
+    from ray_jobs import logs
     from ray_jobs.attempts import exit_code_of, of_this_process
+    from ray_jobs.observing import observed_step
 
     del sys.argv[0]
     executor, *arguments = sys.argv
@@ -38,12 +39,14 @@ def main() -> None:
     root = root_of(inputs)
     attempt = None
     try:
+        logs.setup()
         attempt = of_this_process(root, name, inputs) if root else None
         if attempt:
             attempt.check()
-        runpy.run_module(executor, run_name="__main__", alter_sys=True)
+        with observed_step(name, inputs):
+            runpy.run_module(executor, run_name="__main__", alter_sys=True)
     except Exception as error:
-        traceback.print_exc()  # what started the pipeline finds it in the log
+        logs.say_crash(error)  # what started the pipeline finds it in the log
         if attempt:
             attempt.record(error)
         sys.exit(exit_code_of(error))

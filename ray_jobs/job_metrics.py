@@ -73,10 +73,11 @@ class JobMetrics:
             case "warning":
                 self._count("emberline_warnings_total")
 
-    def end(self, status: str) -> None:
-        """Note how the run has ended."""
+    def end(self, status: str | None) -> None:
+        """Note how the run has ended; None: it goes on elsewhere."""
         self._set("emberline_run_active", 0)
-        self._count("emberline_runs_total", status=status)
+        if status:
+            self._count("emberline_runs_total", status=status)
 
     def _take_epoch(self, event: Mapping[str, Any]) -> None:
         member = event.get("member", "model")

@@ -57,6 +57,20 @@ def say_error(error: EmberlineError) -> None:
         say(f"error: {error}")
 
 
+def say_crash(error: BaseException) -> None:
+    """What ended the process, with where it was raised: a traceback, or a line that holds one."""
+    if is_json():
+        _write(
+            _own(sys.stderr),
+            level="error",
+            event="crash",
+            message=f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        )
+    else:
+        traceback.print_exception(error)
+
+
 def show(outcome: str) -> None:
     """Print an outcome, a JSON text, on stdout: in one line where lines are objects."""
     if is_json():
@@ -99,8 +113,8 @@ def setup() -> None:
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
-    sys.excepthook = lambda kind, error, trace: _crashed(error)
-    threading.excepthook = lambda found: _crashed(found.exc_value)
+    sys.excepthook = lambda kind, error, trace: say_crash(error)
+    threading.excepthook = lambda found: say_crash(found.exc_value or found.exc_type())
 
 
 # Parts
@@ -141,14 +155,6 @@ class _Formatter(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
         return _line(level=level, event="log", message=record.getMessage(), **fields)
-
-
-def _crashed(error: BaseException | None) -> None:
-    if isinstance(error, KeyboardInterrupt) or error is None:
-        return
-    text = "".join(traceback.format_exception(error))
-    message = f"{type(error).__name__}: {error}"
-    _write(_own(sys.stderr), level="error", event="crash", message=message, traceback=text)
 
 
 def _own(stream: Any) -> IO[str]:

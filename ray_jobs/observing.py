@@ -3,8 +3,9 @@ as metrics for Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from ray_jobs import job_metrics, logs
 from ray_jobs.container_log import tell
@@ -14,9 +15,13 @@ from ray_jobs.watching import Take, watched
 
 
 @contextmanager
-def observed(run: Run) -> Iterator[None]:
+def observed(run: Run, steps: Collection[str] = ()) -> Iterator[None]:
     """Tell of the run as far as the environment asks for it: EMBERLINE_LOG_FORMAT=json the events
-    of its journal on stderr, EMBERLINE_METRICS=ray its metrics. Without either nothing is done."""
+    of its journal on stderr, EMBERLINE_METRICS=ray its metrics. Without either nothing is done.
+
+    Args:
+        steps: that this process carries out; none: the whole run, whose end is then told, too.
+    """
     logs.bind(run_id=run.run_id, workload=run.spec.workload)
     takers: list[Take] = [tell] if logs.is_json() else []
     metrics = None
@@ -29,7 +34,7 @@ def observed(run: Run) -> Iterator[None]:
             takers.append(metrics.take)
         status = "FAILED"
         try:
-            with watched(run, takers):
+            with watched(run, takers, steps):
                 yield
             status = "SUCCEEDED"
         except (KeyboardInterrupt, Stopped):
@@ -37,8 +42,29 @@ def observed(run: Run) -> Iterator[None]:
             raise
         finally:
             if metrics:
-                metrics.end(status)
-            if logs.is_json():
+                metrics.end(None if steps else status)
+            if logs.is_json() and not steps:
                 level = "error" if status == "FAILED" else "info"
                 message = f"the run ended as {status}"
                 logs.say(message, level=level, event="run_ended", status=status)
+
+
+@contextmanager
+def observed_step(name: str, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Tell of a pipeline's step, in its container, where lines are JSON objects.
+
+    Args:
+        name: of its function.
+        inputs: its parameters, which name the run or the member.
+    """
+    logs.bind(step=name, **({"run_id": inputs["run_id"]} if "run_id" in inputs else {}))
+    place, step = inputs.get("run"), name.partition("_")[0]  # evaluate_gcode is the step evaluate
+    if "member" in inputs:
+        place, _, step = str(inputs["member"]).rsplit("/", 2)
+    if not logs.is_json() or not place:
+        yield
+        return
+    run = Run.at(place)
+    logs.bind(run_id=run.run_id, workload=run.spec.workload)
+    with watched(run, [tell], [step]):
+        yield

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from ray_jobs import logs
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError, Stopped
+from ray_jobs.observing import observed
 from ray_jobs.parts import SWEEP, TRAIN, begin_part, end_part, fail_part, member_of
 from ray_jobs.ray_runtime import spin_briefly
 from ray_jobs.run import Run
@@ -49,18 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     spin_briefly()
     try:
+        logs.setup()
         run: Run = Run.at(options.run)
         if options.num_cpus is not None:
             run = Run(run.spec.replaced({"resources.num_cpus": options.num_cpus}), run.run_id)
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
     started = begin_part(run, options.part)
     signal.signal(signal.SIGTERM, lambda *_: _stop(run))
     try:
-        result = work(run, options.part)
+        with observed(run, [options.part.removeprefix("member-")]):  # as its journal calls it
+            result = work(run, options.part)
     except EmberlineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         fail_part(run, options.part, started, error)
         return error.exit_code
     except KeyboardInterrupt:

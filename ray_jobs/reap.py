@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, get_args
 
+from ray_jobs import logs
 from ray_jobs.errors import EXIT_OK, EmberlineError, RetryableError
 from ray_jobs.owners import OwnedJob, Owner
 from ray_jobs.targets.kube import Kube
@@ -175,9 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     kubes = [Kube(options.context, name) for name in options.namespaces or [None]]
     try:
+        logs.setup()
         pods = Pods(kubes, options.grace, datetime.now(UTC))
     except EmberlineError as error:  # no cluster is named
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error)
         return error.exit_code
     places: list[Place] = [
         *(owned.RayJobs(kube, f"RayJobs in {kube.namespace}") for kube in kubes),
@@ -187,10 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings = []
     for finding in reap(places, pods, dry_run=options.dry_run):
         findings.append(finding)
-        if not options.json:
+        if logs.is_json():
+            level = "error" if finding.what == "failed" else "info"
+            logs.say(str(finding), level=level, event="reap", **asdict(finding))
+        elif not options.json:
             print(finding, flush=True)
     if options.json:
-        print(_to_json(places, findings))
+        logs.show(_to_json(places, findings))
     elif not findings:
         print("nothing has an owner")
     has_failed = any(finding.what == "failed" for finding in findings)
