@@ -43,6 +43,10 @@ test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator
 cluster-test: setup  ## the chart on a real control plane; builds Kubernetes first, once (needs Go)
 	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) >/dev/null && $(BIN)/pytest tests/cluster
 
+node-test: setup  ## a run in pods of the image, on a real kubelet (needs Go, root and containerd)
+	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) kubelet >/dev/null && \
+	unshare --net --mount sh -c 'ip link set lo up && exec $(BIN)/pytest tests/cluster/node'
+
 check: setup  ## lint, types, and whether the compiled pipelines are current
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary
 	@$(BIN)/emberline pipelines compile all --check >/dev/null || { echo "compiled pipelines are not current; run: emberline pipelines compile all" >&2; exit 1; }

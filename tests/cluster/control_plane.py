@@ -23,6 +23,7 @@ from tests.cluster.processes import Process, answers, free_port, listens
 PROGRAMS = ("kine", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _START_S = 180  # of each program, on a busy machine
 _ISSUER = "https://kubernetes.default.svc.cluster.local"
+NODE = "worker"  # the name that a kubelet has to have
 _COMPONENTS = ("kube-controller-manager", "kube-scheduler")
 
 
@@ -97,7 +98,8 @@ def control_plane(programs: Mapping[str, Path], folder: Path) -> Iterator[Contro
         process.wait_until(lambda: listens(datastore), _START_S)
 
         port = free_port()
-        users = {"admin": "system:masters"} | {f"system:{name}": "" for name in _COMPONENTS}
+        users = {"admin": "system:masters", f"system:node:{NODE}": "system:nodes"}
+        users |= {f"system:{name}": "" for name in _COMPONENTS}
         tokens = {user: secrets.token_hex(16) for user in users}
         plane = ControlPlane(f"https://127.0.0.1:{port}", folder, tokens)
         _write_keys(folder)
