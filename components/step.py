@@ -10,7 +10,7 @@ from typing import Any
 
 from components import IMAGE
 
-_EXECUTOR = "-m kfp.dsl.executor_main"
+_EXECUTOR = "python3 -m kfp.dsl.executor_main"
 
 
 def step(function: Callable[..., Any]) -> Any:
@@ -23,7 +23,9 @@ def step(function: Callable[..., Any]) -> Any:
     )
     command = made.component_spec.implementation.container.command
     (at,) = (index for index, part in enumerate(command) if _EXECUTOR in part)
-    command[at] = command[at].replace(_EXECUTOR, f"-m {__name__} {_EXECUTOR.removeprefix('-m ')}")
+    # In the shell's place: a shell would end at SIGTERM, and not wait for what it has started.
+    ours = f"exec python3 -m {__name__} {_EXECUTOR.removeprefix('python3 -m ')}"
+    command[at] = command[at].replace(_EXECUTOR, ours)
     return made
 
 

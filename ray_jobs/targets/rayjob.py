@@ -144,13 +144,13 @@ class RayJobTarget(Target):
 
     def stop(self, handle: Handle) -> None:
         state = self._look(handle.name)
-        if state is None:
+        if state is None or (state.has_ended and state.fault is None):
             return
         try:
             run = handle.open()
         except SpecError:  # its folder is gone, which its pods may not be
             run = None
-        if run is not None and not state.has_ended and not state.is_deleting:
+        if run is not None and not state.is_deleting:
             self._ask_to_stop(run, handle, state)
         self._delete(handle.name, state)
         self._wait_until_gone(handle)
@@ -227,9 +227,9 @@ class RayJobTarget(Target):
     def _ask_to_stop(self, run: Run, handle: Handle, state: RayJobState) -> None:
         """Have it write a checkpoint, as far as it can; KubeRay would try a job that ends so again,
         so it is deleted at once then."""
+        run.request_stop()
         if state.status != "RUNNING" or not run.workload.stops_when_asked:
             return
-        run.request_stop()
         deadline = time.monotonic() + self._settings.stop_wait_s
         while time.monotonic() < deadline:
             latest = self._look(handle.name)

@@ -15,8 +15,11 @@ from ray_jobs.run import RESULT, Run
 from ray_jobs.spec import load_spec
 from ray_jobs.targets.base import Handle, JobState, Target, wait
 from ray_jobs.targets.local import LocalTarget
+from ray_jobs.targets.rayjob import RayJobTarget
+from ray_jobs.targets.rayjob_spec import RayJobSpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from ray_jobs.targets.sagemaker.target import SageMakerTarget
+from tests.kubernetes_emulator import cluster
 from tests.sagemaker_emulator.aws import open_account
 
 pytest_plugins = ["tests.sagemaker_emulator.fixtures"]
@@ -49,13 +52,22 @@ class Place:
         return sum(e["event"] == event for e in read_events(run.storage, run.folder))
 
 
-@pytest.fixture(scope="module", params=["local", "ray", "sagemaker"])
+@pytest.fixture(scope="module", params=["local", "ray", "rayjob", "sagemaker"])
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "local":
         yield Place(LocalTarget(str(folder)), str(folder))
+    elif request.param == "rayjob":
+        with (
+            cluster(tmp_path_factory.mktemp("kubernetes"), runs=True) as kubernetes,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setenv("KUBECONFIG", str(kubernetes.kubeconfig()))
+            patch.delenv("RAY_ADDRESS", raising=False)
+            settings = RayJobSpec(image="emberline:test", num_retries=1, stop_wait_s=30)
+            yield Place(RayJobTarget(settings), str(folder))
     elif request.param == "ray":
         yield Place(request.getfixturevalue("cluster").target(), str(folder))
     else:
