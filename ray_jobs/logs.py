@@ -109,7 +109,7 @@ def setup() -> None:
     if value == "text" or isinstance(sys.stderr, _Lines):
         return
     sys.stdout, sys.stderr = _Lines(sys.stdout, "info"), _Lines(sys.stderr, "info")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_own(sys.stderr))
     handler.setFormatter(_Formatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
