@@ -10,7 +10,7 @@ from typing import Any
 from ray_jobs.errors import EmberlineError, JobFailed, PreflightError, RetryableError
 
 TOKEN = "KFP_TOKEN"  # noqa: S105
-TIMEOUT_S = 30.0  # of one answer
+TIMEOUT_S = 30  # of one answer; the client takes no notice of a fraction
 _PAGE_SIZE = 100
 _MAX_PAGES = 100
 
@@ -47,7 +47,7 @@ class Api:
 
         refresh(configuration)
         configuration.refresh_api_key_hook = refresh
-        client = api.ApiClient(configuration)
+        self._client = client = api.ApiClient(configuration)
         self.models = api
         self.experiments = api.ExperimentServiceApi(client)
         self.pipelines = api.PipelineServiceApi(client)
@@ -68,13 +68,16 @@ class Api:
         from urllib3.exceptions import HTTPError
 
         try:
-            return call(*args, _request_timeout=TIMEOUT_S, **fields)
+            answer = call(*args, _request_timeout=TIMEOUT_S, **fields)
         except ApiException as error:
             raise self._refusal(error) from None
         except HTTPError as error:
             raise self._silence(_brief(error)) from None
-        except (AttributeError, ValueError, TypeError):  # what the client makes of a page
+        except (ValueError, TypeError):  # JSON, but of something else
             raise self._no_api() from None
+        if not _is_json(self._client.last_response.data):  # of a page it makes an empty answer
+            raise self._no_api()
+        return answer
 
     def listing(
         self, call: Callable[..., Any], field: str, name: str | None, **fields: Any
@@ -161,5 +164,5 @@ def _brief(error: Exception) -> str:
 
     reason = error.reason if isinstance(error, MaxRetryError) else error
     if isinstance(reason, TimeoutError) and not isinstance(reason, NewConnectionError):
-        return f"no answer in {TIMEOUT_S:g} s"
+        return f"no answer in {TIMEOUT_S} s"
     return str(reason).rpartition(": ")[2][:200] or type(reason).__name__

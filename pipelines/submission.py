@@ -279,18 +279,19 @@ def follow(
     """
     answered_at = time.monotonic()
     with Display(console) as display:
-        while True:
-            display.show(run)
-            if run.has_ended:
-                return run
+        display.show(run)
+        while not run.has_ended:
             time.sleep(interval_s)
             try:
                 run = kubeflow.run(run.id)
-                answered_at = time.monotonic()
             except RetryableError as error:
                 if time.monotonic() - answered_at > PATIENCE_S:
                     raise
                 display.waits(str(error).partition(". Once")[0])
+            else:
+                answered_at = time.monotonic()
+                display.show(run)
+    return run
 
 
 def failure_of(run: PipelineRun, order: Order, url: str) -> EmberlineError:
