@@ -132,13 +132,13 @@ def _s3(uri: str) -> tuple[FileSystem, str]:
         region=region or ("us-east-1" if endpoint else None),
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=_max_attempts()),
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=max_attempts()),
     )
     return filesystem, uri.removeprefix("s3://").rstrip("/")
 
 
-def _max_attempts() -> int:
-    """Of one request. AWS SDKs and Tools Reference Guide, "Retry behavior"."""
+def max_attempts() -> int:
+    """Of one request, with the first: AWS SDKs and Tools Reference Guide, "Retry behavior"."""
     given = os.environ.get("AWS_MAX_ATTEMPTS", "")
     return int(given) if given.isdecimal() and int(given) else _MAX_ATTEMPTS
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.storage import Storage, StorageRefused, StorageUnavailable
+from ray_jobs.storage import Storage, StorageRefused, StorageUnavailable, max_attempts
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -120,7 +120,10 @@ def _may_pass(error: ClientError) -> bool:
 
 
 def _client() -> Any:
+    """As patient as Arrow's is: left to itself, botocore gives up within a quarter of a second."""
     import boto3
+    from botocore.config import Config
 
+    retries = {"mode": "legacy", "total_max_attempts": max_attempts()}
     with _CREATION:
-        return boto3.client("s3")
+        return boto3.client("s3", config=Config(retries=retries))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs.errors import PreflightError, RetryableError, SpecError
-from ray_jobs.storage import Storage
+from ray_jobs.storage import Storage, max_attempts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,6 +59,9 @@ def quieten() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, not four
+    # Of artifacts on S3: pauses of up to 16 s as `Storage` makes them, not of a tenth of a second.
+    os.environ.setdefault("AWS_RETRY_MODE", "legacy")
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(max_attempts()))
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a result goes there
     # sagemaker's plugin warns of every request to a server that is not SageMaker's.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
 
@@ -55,8 +54,10 @@ def deaf(there: Storage, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
         seen.append(key)
         return 0  # seconds until it is sent again
 
+    make = exclusive._client
+
     def client() -> Any:
-        made = boto3.client("s3")
+        made = make()
         made.meta.events.register_first("needs-retry.s3.PutObject", lose)
         return made
 
@@ -110,8 +111,10 @@ def conflicts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[float]]:
         answer._content = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
         return answer
 
+    make = exclusive._client
+
     def client() -> Any:
-        made = boto3.client("s3")
+        made = make()
         made.meta.events.register("before-send.s3.PutObject", refuse)
         return made
 
