@@ -56,7 +56,7 @@ format: setup  ## let ruff mend what it can
 
 image:  ## build the image TAG with docker, buildah or podman; BASE=IMAGE, CUDA=1
 	@if docker info >/dev/null 2>&1; then builder="docker build --provenance=false --output type=docker"; \
-	elif command -v buildah >/dev/null; then builder="buildah bud --isolation chroot --layers"; \
+	elif command -v buildah >/dev/null; then builder="buildah bud --isolation chroot --layers --force-rm"; \
 	elif command -v podman >/dev/null; then builder="podman build --layers"; \
 	else echo "an image is built with docker and its engine, buildah or podman: install one" >&2; exit 1; fi; \
 	$$builder --tag $(TAG) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(CUDA),--build-arg CUDA=$(CUDA)) \
