@@ -52,12 +52,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with token_cluster(tmp_path_factory.mktemp("token") / "token") as started:
+        yield started
+
+
+@contextmanager
+def token_cluster(token_path: Path) -> Iterator[Cluster]:
+    """The cluster, for as long as the context lasts; this process, and what it starts, has its
+    token."""
     from ray._private.authentication_test_utils import (
         authentication_env_guard,
         reset_auth_token_state,
     )
 
-    token_path = tmp_path_factory.mktemp("token") / "token"
     token_path.write_text(secrets.token_hex(32))
     with authentication_env_guard():
         os.environ.pop("RAY_AUTH_TOKEN", None)
