@@ -143,19 +143,41 @@ def test_without_drift_there_is_nothing_to_do(
     assert asked == [datetime(2026, 5, 6, tzinfo=UTC)] * 2
 
 
-def test_a_refusal_ends_a_step_with_the_gates_exit_code(
-    storage: Storage, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refusal_ends_a_step_with_the_gates_exit_code(storage: Storage, tmp_path: Path) -> None:
     """And the local runner reads it from the log."""
-    with pytest.raises(SystemExit) as end:
-        gate.python_func("refused", "version 2 of fire is refused. better: no")
-    assert end.value.code == 6
-    assert gate.python_func("promoted", "") == "promoted"
     run = Run.create(load_spec("fire", storage=storage.uri), "one")
-    storage.write_text(run.path("log"), capsys.readouterr().err)
+    refused = as_a_step(run, "refused", "version 2 of fire is refused. better: no", tmp_path)
+    assert refused.returncode == 6
+    assert as_a_step(run, "promoted", "", tmp_path).returncode == 0
+    written = json.loads((tmp_path / "executor_output.json").read_text())
+    assert written["parameterValues"] == {"Output": "promoted"}
+    storage.write_text(run.path("log"), refused.stdout)
     error = failure_of(run, "log")
     assert isinstance(error, GateRefused)
     assert str(error) == "version 2 of fire is refused. better: no"
+
+
+def as_a_step(
+    run: Run, outcome: str, reasons: str, scratch: Path
+) -> subprocess.CompletedProcess[str]:
+    """The gate, as KFP calls it in its container."""
+    container = gate.component_spec.implementation.container
+    values = {"run": run.uri, "outcome": outcome, "reasons": reasons}
+    outputs = {
+        "parameters": {"Output": {"outputFile": str(scratch / "Output")}},
+        "outputFile": str(scratch / "executor_output.json"),
+    }
+    given = json.dumps({"inputs": {"parameterValues": values}, "outputs": outputs})
+    arguments = [given if part == "{{$}}" else part for part in container.args]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [*container.command, *arguments],
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 # Whole retrainings
