@@ -139,7 +139,11 @@ def _carry_out(
     stop_on_interrupt: bool,
     as_json: bool,
 ) -> None:
+    from contextlib import nullcontext
+
     from pipelines import plan, remote, target_plan, training
+    from ray_jobs.owners import this_step
+    from ray_jobs.stopping import first_signal_interrupts
 
     spec = job.spec
     if resume:
@@ -150,12 +154,21 @@ def _carry_out(
             "--stop-on-interrupt is for --target ray, rayjob and sagemaker: a run on this machine "
             "ends with its command"
         )
+    is_step = this_step() is not None
+    if is_step and detach:
+        raise SpecError(
+            "--detach is not for a step of a pipeline: what a step starts belongs to its pod, and "
+            "is stopped once that has ended; leave it out, and the step waits"
+        )
     if dry_run:
         show(plan.make(spec) if is_here else target_plan.make(spec), as_json)
     elif is_here and not detach:
         show(training.start(spec, run_id), as_json)
     else:
-        started = remote.start(spec, run_id, detach=detach, stop_on_interrupt=stop_on_interrupt)
+        with first_signal_interrupts() if is_step else nullcontext():
+            started = remote.start(
+                spec, run_id, detach=detach, stop_on_interrupt=stop_on_interrupt or is_step
+            )
         show(started, as_json)
 
 

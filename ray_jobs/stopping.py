@@ -27,6 +27,25 @@ def sigterm_asks_to_stop(run: Run) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextmanager
+def first_signal_interrupts() -> Iterator[None]:
+    """The first SIGTERM or SIGINT is a KeyboardInterrupt; those after it are ignored, so that what
+    it sets off is not cut short."""
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def wait_or_stop(run: Run, work: Callable[[], T]) -> T:
     """Do work that other processes carry out. An interrupt asks them to stop with a checkpoint; a
     second one does not wait for that."""

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from components.train_member import train_member
 from ray_jobs.events import read_events
+from ray_jobs.prepare import prepare
 from ray_jobs.run import Run
+from ray_jobs.spec import load_spec
 
 REPOSITORY = Path(__file__).parents[2]
 MEMBER = "lstm_classifier"
@@ -35,6 +37,15 @@ class Step:
         """Its exit code and what it has written."""
         code = self.process.wait(timeout=timeout_s)
         return code, self.log.read_text()
+
+
+def prepared(folder: Path, *overrides: str) -> Run:
+    """A run, some of whose steps are done: the next one trains a member."""
+    few = ("data.samples=2000", "tracking.enabled=false")
+    spec = load_spec("fire", overrides=[*few, *overrides], storage=str(folder / "runs"))
+    run: Run = Run.create(spec, "night")
+    prepare(run)
+    return run
 
 
 def start_step(run: Run, folder: Path, pod: Mapping[str, str]) -> Step:

@@ -10,15 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_jobs.prepare import prepare
 from ray_jobs.run import Run
-from ray_jobs.spec import load_spec
 from ray_jobs.targets.ray import RayTarget
 from ray_jobs.targets.ray_spec import RaySpec
 from tests.chaos.step_process import (
     MEMBER,
     REPOSITORY,
     Step,
+    prepared,
     reap,
     start_step,
     wait_for_epoch,
@@ -30,9 +29,8 @@ from tests.kubernetes_emulator import NAMESPACE, Cluster, cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
-FEW = ("data.samples=2000", "tracking.enabled=false")
-LONG = (*FEW, f"members={{{MEMBER}: {{epochs: 9999, patience: 9999}}}}")
-SHORT = (*FEW, f"members={{{MEMBER}: {{epochs: 2}}}}")
+LONG = f"members={{{MEMBER}: {{epochs: 9999, patience: 9999}}}}"
+SHORT = f"members={{{MEMBER}: {{epochs: 2}}}}"
 RAYJOB = ("kubeflow.train_on=rayjob", "rayjob.image=emberline:test", "rayjob.stop_wait_s=20")
 
 
@@ -41,14 +39,6 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clus
     with cluster(tmp_path / "kubernetes", runs=True) as started:
         monkeypatch.setenv("KUBECONFIG", str(started.kubeconfig()))
         yield started
-
-
-def prepared(tmp_path: Path, *overrides: str) -> Run:
-    run: Run = Run.create(
-        load_spec("fire", overrides=overrides, storage=str(tmp_path / "runs")), "night"
-    )
-    prepare(run)
-    return run
 
 
 def in_pod(kubernetes: Cluster, run: Run, tmp_path: Path, name: str = "step-1") -> Step:
@@ -82,7 +72,7 @@ class TestRayJob:
     """The part of the run is a RayJob of its own."""
 
     def test_a_cancelled_step_leaves_none(self, kubernetes: Cluster, tmp_path: Path) -> None:
-        run = prepared(tmp_path, *LONG, *RAYJOB)
+        run = prepared(tmp_path, LONG, *RAYJOB)
         step = in_pod(kubernetes, run, tmp_path)
         wait_for_epoch(run, step)
         assert len(kubernetes.names("rayjobs")) == 1
@@ -100,7 +90,7 @@ class TestRayJob:
     def test_a_killed_step_is_reaped_once_its_pod_has_ended(
         self, kubernetes: Cluster, tmp_path: Path
     ) -> None:
-        run = prepared(tmp_path, *LONG, *RAYJOB)
+        run = prepared(tmp_path, LONG, *RAYJOB)
         step = in_pod(kubernetes, run, tmp_path)
         wait_for_epoch(run, step)
         step.signal(signal.SIGKILL)
@@ -126,7 +116,7 @@ class TestRayJob:
         wait_until(lambda: kubernetes.names("rayjobs") == [] and not processes_of(run))
 
     def test_a_deleted_pod_takes_it_along(self, kubernetes: Cluster, tmp_path: Path) -> None:
-        run = prepared(tmp_path, *LONG, *RAYJOB)
+        run = prepared(tmp_path, LONG, *RAYJOB)
         step = in_pod(kubernetes, run, tmp_path)
         wait_for_epoch(run, step)
         step.signal(signal.SIGKILL)
@@ -136,7 +126,7 @@ class TestRayJob:
     def test_another_attempt_attaches_and_owns_it(
         self, kubernetes: Cluster, tmp_path: Path
     ) -> None:
-        run = prepared(tmp_path, *LONG, *RAYJOB)
+        run = prepared(tmp_path, LONG, *RAYJOB)
         first = in_pod(kubernetes, run, tmp_path)
         wait_for_epoch(run, first)
         first.signal(signal.SIGKILL)
@@ -158,7 +148,7 @@ class TestRayJob:
     def test_a_step_that_is_let_be_has_its_result_and_log(
         self, kubernetes: Cluster, tmp_path: Path
     ) -> None:
-        run = prepared(tmp_path, *SHORT, *RAYJOB)
+        run = prepared(tmp_path, SHORT, *RAYJOB)
         step = in_pod(kubernetes, run, tmp_path)
         code, log = step.finish()
         assert code == 0, log
@@ -181,7 +171,7 @@ class TestRayCluster:
     @pytest.fixture
     def run(self, ray_cluster: RayCluster, tmp_path: Path) -> Run:
         place = (f"ray.address={ray_cluster.address}", f"ray.working_dir={REPOSITORY}")
-        return prepared(tmp_path, *LONG, *place, "kubeflow.train_on=ray", "ray.stop_wait_s=10")
+        return prepared(tmp_path, LONG, *place, "kubeflow.train_on=ray", "ray.stop_wait_s=10")
 
     def unfinished(self, ray_cluster: RayCluster) -> list[str | None]:
         target = RayTarget(RaySpec(address=ray_cluster.address))

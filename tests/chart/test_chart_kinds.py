@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
 from rendered_chart import OLDEST, VALUE_SETS, Object, each_set, objects, of_kind
 
+from tests.kuberay_schemas import crd_schema
+
 NEWEST = "1.37"  # that the validator knows
-CRD_FOLDER = Path(
-    os.environ.get("EMBERLINE_TEST_CRDS", Path(__file__).parents[3] / "shared" / "crds")
-)
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
@@ -60,7 +55,7 @@ def test_custom_resources_have_the_fields_of_their_kinds() -> None:
 
 
 def test_kuberays_schema_takes_every_raycluster() -> None:
-    validator = jsonschema.Draft202012Validator(_crd_schema("rayclusters"))
+    validator = jsonschema.Draft202012Validator(crd_schema("rayclusters"))
     clusters = [item for kind, item in _distinct_objects() if kind == "RayCluster"]
     for cluster in clusters:
         validator.validate(cluster)
@@ -112,28 +107,3 @@ def _distinct_objects() -> list[tuple[str, Object]]:
         json.dumps(item, sort_keys=True): item for name in VALUE_SETS for item in objects(name)
     }
     return [(item["kind"], item) for item in found.values()]
-
-
-def _crd_schema(plural: str) -> Mapping[str, Any]:
-    """The schema of ray.io/v1, strict: an object that lists its properties has no others."""
-    path = CRD_FOLDER / f"kuberay-v1.7.0-{plural}.json"
-    if not path.is_file():
-        pytest.skip(f"no CRD at {path} (EMBERLINE_TEST_CRDS names the folder that holds it)")
-    versions = json.loads(path.read_bytes())["spec"]["versions"]
-    [schema] = [each["schema"]["openAPIV3Schema"] for each in versions if each["name"] == "v1"]
-    schema["properties"] |= {name: {} for name in ("apiVersion", "kind", "metadata", "status")}
-    for each in _objects_within(schema):
-        if "properties" in each and not each.get("x-kubernetes-preserve-unknown-fields"):
-            each["additionalProperties"] = False
-    return schema
-
-
-def _objects_within(schema: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(schema, dict):
-        if schema.get("type") == "object":
-            yield schema
-        for value in schema.values():
-            yield from _objects_within(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _objects_within(value)
