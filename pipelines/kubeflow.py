@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pipelines.compilation import Compiled
 from pipelines.kubeflow_api import Api, Conflict
 from ray_jobs.errors import SpecError
-from ray_jobs.kubeflow_spec import KubeflowSpec
+from ray_jobs.kubeflow_spec import STEPS, KubeflowSpec
 from ray_jobs.result import Status
 
 ENDPOINT = "KF_PIPELINES_ENDPOINT"
@@ -27,15 +28,24 @@ _STATUSES: dict[str, Status] = {
     "FAILED": "FAILED",
     "CANCELED": "STOPPED",
 }
+_ENDED: tuple[Status, ...] = ("SUCCEEDED", "FAILED", "STOPPED")
+_WORST_FIRST = ("FAILED", "CANCELED", "CANCELING", "RUNNING", "PENDING", "PAUSED", "SUCCEEDED")
+_STEP = re.compile(f"({'|'.join(STEPS)})(-[0-9]+)?".replace("_", "-"))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a run, as far as KFP has come."""
+    """A step of a run, as far as KFP has come; in a loop, all of its items."""
 
     name: str
-    state: str  # KFP's own word
+    state: str  # KFP's own word, of the item that is worst off
     error: str | None = None
+    num: int = 1
+    num_ended: int = 0
+
+    def __str__(self) -> str:
+        items = f", {self.num_ended} of {self.num}" if self.num > 1 else ""
+        return f"{self.state.lower()}{items}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class PipelineRun:
 
     @property
     def has_ended(self) -> bool:
-        return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
+        return self.status in _ENDED
 
 
 @dataclass(frozen=True)
@@ -301,11 +311,7 @@ class Kubeflow:
 
 
 def _run(raw: Any) -> PipelineRun:
-    details = raw.run_details.task_details if raw.run_details else None
-    steps = [
-        Step(task.display_name or "", task.state or "PENDING", _message(task.error))
-        for task in details or ()
-    ]
+    steps = _steps((raw.run_details.task_details if raw.run_details else None) or ())
     config = raw.runtime_config
     state = raw.state or "PENDING"
     return PipelineRun(
@@ -315,9 +321,29 @@ def _run(raw: Any) -> PipelineRun:
         state,
         raw.created_at or datetime.now(UTC),
         (config.parameters if config else None) or {},
-        tuple(steps),
+        steps,
         _message(raw.error),
     )
+
+
+def _steps(nodes: Sequence[Any]) -> tuple[Step, ...]:
+    """The steps among the nodes of Argo's workflow, most of which are KFP's own."""
+    found: dict[str, list[Any]] = {}
+    for node in nodes:
+        if _STEP.fullmatch(node.display_name or ""):
+            found.setdefault(node.display_name, []).append(node)
+    steps = []
+    for name, items in found.items():
+        worst = min(items, key=lambda node: _rank(node.state))
+        num_ended = sum(_STATUSES.get(node.state, "PENDING") in _ENDED for node in items)
+        steps.append(
+            Step(name, worst.state or "PENDING", _message(worst.error), len(items), num_ended)
+        )
+    return tuple(steps)
+
+
+def _rank(state: str | None) -> int:
+    return _WORST_FIRST.index(state) if state in _WORST_FIRST else len(_WORST_FIRST)
 
 
 def _schedule(raw: Any) -> Schedule:

@@ -48,10 +48,10 @@ class Display:
         self._run, self._waits = run, None
         if self._live:
             return
-        states = {"the run": run.state, **{step.name: step.state for step in run.steps}}
+        states = {"the run": run.state.lower(), **{step.name: str(step) for step in run.steps}}
         for name, state in states.items():
             if self._told.get(name) != state:
-                self._line(f"{name} {state.lower()}")
+                self._line(f"{name} {state}")
         self._told = states
 
     def waits(self, reason: str) -> None:
@@ -72,7 +72,7 @@ class Display:
         if self._run is None:
             return table
         for step in self._run.steps:
-            table.add_row(step.name, Text(step.state.lower(), _COLOURS.get(step.state, "")))
+            table.add_row(step.name, Text(str(step), _COLOURS.get(step.state, "")))
         seconds = time.monotonic() - self._started_at
         state = self._waits or self._run.state.lower()
         table.add_row("", Text(f"{state}, {seconds:.0f} s", "yellow" if self._waits else "bold"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.compilation import Variant, compiled
@@ -112,7 +112,7 @@ class Submitted:
             "kubeflow_run": run.id,
             "url": self.url,
             "is_new": self.is_new,
-            "steps": [{"name": step.name, "state": step.state} for step in run.steps],
+            "steps": [asdict(step) for step in run.steps],
         }
         return json.dumps(found, indent=2)
 

@@ -55,7 +55,7 @@ class KubeflowEmulator:
 
     token: str | None = None
     script: list[str] = field(default_factory=lambda: ["PENDING", "RUNNING", "SUCCEEDED"])
-    steps: dict[str, str] = field(default_factory=dict)  # at a run's end: step -> state
+    steps: dict[str, str] = field(default_factory=dict)  # at a run's end: step -> state, or states
     step_error: str | None = None
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -307,7 +307,11 @@ class KubeflowEmulator:
         script = self._scripts[run_id]
         if script and run.state not in _ENDED:
             run.state = script.pop(0) if len(script) > 1 else script[0]
-        steps = self.steps if run.state in _ENDED else dict.fromkeys(self.steps, "RUNNING")
+        states = [
+            (name, state if run.state in _ENDED else "RUNNING")
+            for name, given in self.steps.items()
+            for state in given.split()
+        ]
         details = [
             models.V2beta1PipelineTaskDetail(
                 run_id=run_id,
@@ -318,7 +322,7 @@ class KubeflowEmulator:
                 if state == "FAILED" and self.step_error
                 else None,
             )
-            for name, state in steps.items()
+            for name, state in _nodes(states)
         ]
         run.run_details = models.V2beta1RunDetails(task_details=details) if details else None
         return run
@@ -372,6 +376,14 @@ class KubeflowEmulator:
         if item_id not in items:
             raise Refused(404, 5, f"ResourceNotFoundError: {kind} {item_id} not found")
         return items[item_id]
+
+
+def _nodes(steps: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of Argo's workflow: each step has a driver and an executor beside it."""
+    own = [("gcode-x7k2p", "RUNNING"), ("root-driver", "SUCCEEDED"), ("root", "RUNNING")]
+    for name, state in steps:
+        own += [(f"{name}-driver", "SUCCEEDED"), (name, state), ("executor(0)", state)]
+    return own if steps else []
 
 
 def parsed(sent: Any, model: Any) -> Any:

@@ -155,7 +155,8 @@ def test_a_run_is_submitted_and_attached_to(
     out, err = shell.call(*submit(tmp_path), "--json")
     done = json.loads(out)
     assert (done["status"], done["is_new"], done["run_id"]) == ("SUCCEEDED", True, "a")
-    assert done["steps"] == [{"name": "train", "state": "SUCCEEDED"}]
+    (step,) = done["steps"]
+    assert (step["name"], step["state"]) == ("train", "SUCCEEDED")
     assert f"run a submitted: {emulator.endpoint}/#/runs/details/{done['kubeflow_run']}" in err
     again, err = shell.call(*submit(tmp_path), "--json")
     assert json.loads(again)["kubeflow_run"] == done["kubeflow_run"]

@@ -58,7 +58,7 @@ def submit(order: Any, **options: Any) -> submission.Submitted:
 def test_a_run_is_uploaded_started_followed_and_linked_to(
     emulator: KubeflowEmulator, order, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emulator.steps = {"read-logs": "SUCCEEDED", "train": "SUCCEEDED"}
+    emulator.steps = {"read-logs": "SUCCEEDED", "train": "SUCCEEDED"}  # among other nodes
     done = submit(order("a", "kubeflow.service_account=trainer", "kubeflow.ui=https://ui.example"))
     (run,) = emulator.runs.values()
     assert done.run.status == "SUCCEEDED"
@@ -71,6 +71,18 @@ def test_a_run_is_uploaded_started_followed_and_linked_to(
     assert f"run a submitted: {done.url}" in said
     assert "the run running" in said
     assert "train succeeded" in said
+    assert "driver" not in said
+    assert "executor" not in said
+
+
+def test_the_items_of_a_loop_are_one_step(
+    emulator: KubeflowEmulator, order, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator.steps = {"prepare": "SUCCEEDED", "train-member": "SUCCEEDED PENDING FAILED"}
+    emulator.script = ["FAILED"]
+    with pytest.raises(RetryableError, match="step train-member failed with no word"):
+        submit(order("a"))
+    assert "train-member failed, 2 of 3" in capsys.readouterr().err
 
 
 def test_the_version_is_the_compiled_pipeline_and_is_uploaded_once(
@@ -128,6 +140,8 @@ def test_two_that_submit_at_once_share_the_first_run(
 
     monkeypatch.setattr(Kubeflow, "create_run", after_both_have_looked)
     orders = [order("a"), order("a")]
+    ready = compiled(GCODE, orders[0].job)  # KFP's compiler is for one thread
+    monkeypatch.setattr(submission, "compiled", lambda *_: ready)
     found: list[submission.Submitted] = []
     threads = [threading.Thread(target=lambda one=one: found.append(submit(one))) for one in orders]
     for thread in threads:
