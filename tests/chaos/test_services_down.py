@@ -7,31 +7,26 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from ray_jobs import ray_runtime, train
+from ray_jobs import ray_runtime
 from ray_jobs.ensemble import TEST
 from ray_jobs.errors import RetryableError
-from ray_jobs.events import read_events
-from ray_jobs.members import read_members
 from ray_jobs.register import register
-from ray_jobs.result import JobResult, Metrics
-from ray_jobs.run import REPORT, Run
+from ray_jobs.result import Metrics
+from ray_jobs.run import Run
 from ray_jobs.sections import ResourceSpec
 from ray_jobs.spec import CONFIGS, load_spec
 from ray_jobs.targets.base import JobState, wait
@@ -39,92 +34,29 @@ from ray_jobs.targets.sagemaker import jobs as sagemaker_jobs
 from ray_jobs.targets.sagemaker.aws import Aws
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from ray_jobs.targets.sagemaker.target import SageMakerTarget
-from tests.conftest import arguments
+from tests.chaos.fire_job import (
+    JOB,
+    MEMBERS,
+    UNTRACKED,
+    assert_to_be_retried,
+    assert_whole,
+    finished_members,
+    num_started,
+    options,
+    result_of,
+    run_here,
+    run_job,
+    upon,
+)
 from tests.sagemaker_emulator.aws import AWS
 from tests.sagemaker_emulator.proxy import Call, Proxy
 
 pytest_plugins = ["tests.sagemaker_emulator.fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
-JOB = (
-    "data.samples=2000",
-    "members={logistic_regression: {}, lstm_classifier: {epochs: 2, hidden_size: 8, window: 4}}",
-)
-UNTRACKED = (*JOB, "tracking.enabled=false")
-MEMBERS = ["logistic_regression", "lstm_classifier"]
 # Requests to S3 in a run's three parts: its data, a member's checkpoints, and what comes last.
 DATA, STEPS, END = r"/datasets/", r"/lstm_classifier/steps-", r"/calm/result\.json\?uploads"
 NUM_REQUESTS = 230  # at least, of an undisturbed run to S3
-
-
-def options(storage: str, *overrides: str) -> list[str]:
-    return ["--run-id", "calm", "--storage", storage, *arguments(*overrides)]
-
-
-def run_job(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=270,
-        check=False,
-    )
-
-
-def run_here(storage: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """`python -m ray_jobs.train` in this process, with the Ray that is connected."""
-    words = ["--spec", str(CONFIGS / "fire.yaml"), *options(storage, *overrides)]
-    stdout, stderr, on_sigterm = StringIO(), StringIO(), signal.getsignal(signal.SIGTERM)
-    try:
-        with redirect_stdout(stdout), redirect_stderr(stderr):
-            code = train.main(words)
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)
-    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
-
-
-def result_of(done: subprocess.CompletedProcess[str]) -> JobResult:
-    assert done.returncode == 0, done.stderr
-    return JobResult.model_validate_json(done.stdout)
-
-
-def assert_to_be_retried(done: subprocess.CompletedProcess[str], reason: str) -> None:
-    """It says in one line what failed, and that another attempt may not."""
-    assert done.returncode == RetryableError.exit_code, done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert re.search(reason, line), line
-    assert "the same command with the same --run-id goes on" in line
-
-
-def upon(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, moments: dict[str, int], act: Callable[[], None]
-) -> dict[str, int]:
-    """Act at the n-th request whose path a pattern finds, before it is answered; for each pattern.
-    How many were left to come is kept in what is returned."""
-    left, lock, answer = dict(moments), threading.Lock(), proxy.interception
-
-    def interception(call: Call) -> tuple[int, bytes] | None:
-        with lock:
-            for pattern in [pattern for pattern in left if re.search(pattern, call.path)]:
-                left[pattern] -= 1
-                if left[pattern] == 0:
-                    act()
-        return answer(call)
-
-    monkeypatch.setattr(proxy, "interception", interception)
-    return left
-
-
-def finished_members(run: Run) -> list[str]:
-    return [m.name for m in read_members(run) if m.status == "SUCCEEDED"]
-
-
-def num_started(run: Run, member: str) -> int:
-    events = read_events(run.storage, run.folder)
-    return sum(e["event"] == "member_started" and e["member"] == member for e in events)
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +98,6 @@ def ray_here(aws: AWS) -> Iterator[None]:
     """A Ray whose workers use the account, as this process does now."""
     with ray_runtime.session(ResourceSpec(num_cpus=2)):
         yield
-
-
-def assert_whole(run: Run, result: JobResult, undisturbed: dict[str, Metrics]) -> None:
-    assert result.status == "SUCCEEDED"
-    assert result.metrics == undisturbed
-    assert finished_members(run) == MEMBERS
-    assert run.read_result() == result
-    assert run.storage.exists(run.path(REPORT))
 
 
 @pytest.mark.usefixtures("impatient", "ray_here")
