@@ -69,6 +69,14 @@ def _place(task: Any, step: StepSpec) -> None:
         task.set_cpu_request(step.cpu).set_cpu_limit(step.cpu)
     if step.memory:
         task.set_memory_request(step.memory).set_memory_limit(step.memory)
+    if step.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            "shared-memory",
+            "/dev/shm",
+            medium="Memory",
+            size_limit=step.shared_memory,  # noqa: S108
+        )
     if step.gpus:
         task.set_accelerator_type(step.accelerator or _NVIDIA).set_accelerator_limit(step.gpus)
     if step.timeout_s:

@@ -83,6 +83,8 @@ class StepSpec(Section):
 
     cpu: str | None = None  # cores: requested, and the limit
     memory: str | None = None  # such as 4Gi: requested, and the limit
+    # Of `memory`, at /dev/shm: Ray and workers that load data share it; a pod has 64 MiB else.
+    shared_memory: str | None = None
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     accelerator: str | None = None  # the resource that `gpus` counts; default: nvidia.com/gpu
     timeout_s: Annotated[int, Field(ge=1)] | None = None  # of one attempt
@@ -96,7 +98,7 @@ class StepSpec(Section):
             raise ValueError(f"{text!r} is not a number of cores, such as 2, 0.5 or 500m")
         return text
 
-    @field_validator("memory")
+    @field_validator("memory", "shared_memory")
     @classmethod
     def _bytes(cls, text: str | None) -> str | None:
         if text is not None and not _MEMORY.fullmatch(text):

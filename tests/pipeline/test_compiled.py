@@ -36,6 +36,7 @@ kubeflow:
     train:
       cpu: "4"
       memory: 16Gi
+      shared_memory: 4Gi
       gpus: 2
       timeout_s: 86400
       node_selector: {pool: gpu}
@@ -115,6 +116,10 @@ def test_a_step_gets_its_resources_its_nodes_and_its_time(everything) -> None:
     assert told["exec-register"]["nodeSelector"] == {"labels": {"pool": "cpu"}}
     assert told["exec-register"]["activeDeadlineSeconds"] == "600"
     assert "tolerations" not in told["exec-register"]
+    (shared,) = told["exec-train"]["emptyDirMounts"]
+    assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
+    assert shared["sizeLimit"] == "4Gi"
+    assert "emptyDirMounts" not in told["exec-register"]
 
 
 def test_every_step_gets_the_image_the_secrets_the_claims_and_the_labels(everything) -> None:
