@@ -5,6 +5,7 @@ Source: Kubernetes API Reference; KubeRay, "RayJob" (ray.io/v1).
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -126,18 +127,20 @@ class Kube:
     def pod(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A pod of any namespace; None if there is none."""
         with self._answers(f"pod {namespace}/{name}", _MISSING):
-            return self._plain(
-                self._core.read_namespaced_pod(name, namespace, _request_timeout=_TIMEOUT_S)
+            answer = self._core.read_namespaced_pod(
+                name, namespace, _preload_content=False, _request_timeout=_TIMEOUT_S
             )
+            return json.loads(answer.data)
         return None
 
     def pods(self, selector: str) -> list[dict[str, Any]]:
         """Those whose labels the selector takes, the oldest first."""
         with self._answers("pods"):
-            found = self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=_TIMEOUT_S
-            )
-        pods = [self._plain(pod) for pod in found.items]
+            answer = self._core.list_namespaced_pod(
+                self.namespace, label_selector=selector, _preload_content=False,
+                _request_timeout=_TIMEOUT_S,
+            )  # fmt: skip
+            pods = json.loads(answer.data).get("items") or []
         return sorted(pods, key=lambda pod: pod["metadata"].get("creationTimestamp") or "")
 
     def log(self, pod: str, *, follow: bool = False) -> Iterator[str]:
@@ -223,10 +226,6 @@ class Kube:
 
         return client.CoreV1Api(self._connect()[0])
 
-    def _plain(self, found: Any) -> dict[str, Any]:
-        """As the server wrote it."""
-        return self._connect()[0].sanitize_for_serialization(found)
-
     def _connect(self) -> tuple[ApiClient, str]:
         with self._lock:
             if self._connection is None:
@@ -311,8 +310,6 @@ def _connect(context: str | None) -> tuple[ApiClient, str]:
 
 def _words(error: Any) -> str:
     """The server's message, on one line."""
-    import json
-
     try:
         message = json.loads(error.body or "").get("message")
     except (ValueError, AttributeError):

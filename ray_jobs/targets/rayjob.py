@@ -209,7 +209,8 @@ class RayJobTarget(Target):
         if state.reason == "PreRunningDeadlineExceeded":
             return (
                 f"its pods did not run within rayjob.start_s={settings.start_s}; look why with "
-                f"kubectl describe pods -n {self._kube.namespace} -l {NAME_LABEL}"
+                f"kubectl describe pods -n {self._kube.namespace} "
+                f"-l {NAME_LABEL}={self.handle(run).name}"
             )
         words = last_error(state.message) or " ".join(state.message.split())[:300]
         return f"{state.reason or 'KubeRay gives no reason'}: {words}" if words else state.reason
