@@ -66,6 +66,13 @@ def _kubernetes(command: str) -> GoTool:
     )
 
 
+# As in Helm's own releases; else `helm template` and `helm lint` take the cluster for v1.20.
+_HELM_FLAGS = " ".join(
+    f"-X helm.sh/helm/v3/pkg/{package}.k8sVersion{part}={value}"
+    for package in ("chartutil", "lint/rules")
+    for part, value in zip(("Major", "Minor"), _KUBERNETES.split(".")[:2], strict=True)
+)
+
 TOOLS = {
     **{
         command: _kubernetes(command)
@@ -74,7 +81,7 @@ TOOLS = {
         )
     },
     "kine": GoTool("github.com/k3s-io/kine", "v0.14.16"),
-    "helm": GoTool("helm.sh/helm/v3", "v3.21.4", "cmd/helm"),
+    "helm": GoTool("helm.sh/helm/v3", "v3.21.4", "cmd/helm", ldflags=_HELM_FLAGS),
     "kubeconform": GoTool("github.com/yannh/kubeconform", "v0.7.0", "cmd/kubeconform"),
     "minio": GoTool("github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c"),
     "ray-operator": GoTool("github.com/ray-project/kuberay/ray-operator", "v1.6.2"),

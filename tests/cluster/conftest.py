@@ -20,14 +20,14 @@ from tests.cluster.fake_nodes import FakeNodes
 from tests.cluster.helm import Helm
 from tests.go_tools import TOOLS, GoMissing, module_folder, tool_or_skip
 
-# Of those that the chart makes where it is told to: (module, version, folder).
+# Of the objects that the chart makes where it is told to: (module, version, files).
 _CUSTOM_RESOURCES = (
-    (TOOLS["ray-operator"].module, TOOLS["ray-operator"].version, "config/crd/bases"),
-    ("sigs.k8s.io/gateway-api", "v1.3.0", "config/crd/standard"),
+    (TOOLS["ray-operator"].module, TOOLS["ray-operator"].version, "config/crd/bases/*.yaml"),
+    ("sigs.k8s.io/gateway-api", "v1.3.0", "config/crd/standard/*_httproutes.yaml"),
     (
         "github.com/prometheus-operator/prometheus-operator",
         "v0.85.0",
-        "example/prometheus-operator-crd",
+        "example/prometheus-operator-crd/*monitors.yaml",
     ),
 )
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -78,12 +78,13 @@ def nodes(api: Api) -> Iterator[FakeNodes]:
 def custom_resources() -> list[Object]:
     """The CustomResourceDefinitions of KubeRay, the Gateway API and the Prometheus operator."""
     try:
-        folders = [module_folder(*source[:2]) / source[2] for source in _CUSTOM_RESOURCES]
+        found = [
+            sorted(module_folder(module, version).glob(files))
+            for module, version, files in _CUSTOM_RESOURCES
+        ]
     except GoMissing as error:
         pytest.skip(str(error))
-    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
-    items = [yaml.load(path.read_text(), yaml.CSafeLoader) for path in paths]
-    return [item for item in items if item["kind"] == "CustomResourceDefinition"]
+    return [yaml.load(path.read_text(), yaml.CSafeLoader) for paths in found for path in paths]
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +129,7 @@ def _new_namespace(api: Api) -> Iterator[str]:
         api.create(_secret(secret, "Opaque", data), name)
     registry = _secret("registry", "kubernetes.io/dockerconfigjson", {".dockerconfigjson": "{}"})
     api.create(registry, name)
+    until(lambda: api.is_there("ServiceAccount", "default", name), "pods have an account")
     yield name
     api.delete("Namespace", name)
 
