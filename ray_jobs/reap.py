@@ -152,8 +152,8 @@ def reap(places: Sequence[Place], pods: Pods, *, dry_run: bool = False) -> Itera
             yield from pool.map(judge, jobs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m ray_jobs.reap`. Returns 0, or 5 where a service did not answer or refused."""
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for; wrong usage ends the process with 2."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.reap", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="say what would be stopped")
     parser.add_argument("--json", action="store_true", help="one JSON object, on stdout")
@@ -171,7 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--sagemaker", action="store_true", help="look at SageMaker, too")
     parser.add_argument("--region", help="of SageMaker; default: the environment's")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m ray_jobs.reap`. Returns 0, or 5 where a service did not answer or refused."""
+    options = parse_options(arguments)
     from ray_jobs.targets import owned
 
     kubes = [Kube(options.context, name) for name in options.namespaces or [None]]

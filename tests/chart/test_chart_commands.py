@@ -34,6 +34,21 @@ def test_emberline_takes_the_command_line(line: str, words: list[str]) -> None:
     command.make_context(words[0], words[1:])  # raises a UsageError of an unknown option or value
 
 
+def test_the_reaper_takes_its_command_lines() -> None:
+    from ray_jobs.reap import parse_options
+
+    lines = [words[2:] for _, words in _commands("python") if words[1] == "ray_jobs.reap"]
+    options = [parse_options(words) for words in lines]  # wrong usage would be a SystemExit
+    assert {each.grace for each in options} == {120, 300}
+    assert {tuple(each.namespaces) for each in options} == {
+        ("ns", "kubeflow"),
+        ("ns", "kubeflow", "team-a"),
+    }
+    assert [each.addresses for each in options if each.addresses] == [
+        ["http://ml-ray-head-svc:8265"]
+    ]
+
+
 def test_mlflow_takes_its_command_lines() -> None:
     from mlflow.cli import cli
 

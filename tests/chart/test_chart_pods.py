@@ -92,6 +92,42 @@ def test_only_the_autoscaler_and_the_reaper_may_call_the_api_server(name: str) -
     )
 
 
+@each_set
+def test_the_projects_own_processes_log_as_the_values_say(name: str) -> None:
+    wanted = values_of(name).get("logs", {}).get("format", "json")
+    found = 0
+    for pod in pod_templates(objects(name)):
+        if pod.labels["app.kubernetes.io/component"] in ("mlflow", "postgresql"):
+            continue
+        for container in pod.containers:
+            if container["name"] != "autoscaler":  # Ray's own
+                variables = {each["name"]: each.get("value") for each in container["env"]}
+                assert variables["EMBERLINE_LOG_FORMAT"] == wanted, pod.owner
+                found += 1
+    assert found
+
+
+def test_jobs_on_ray_have_metrics_where_they_are_read() -> None:
+    for name, wanted in (("monitoring", "ray"), ("retrain", None)):
+        pods = [pod for pod in pod_templates(objects(name)) if pod.owner.startswith("RayCluster/")]
+        assert len(pods) == 2
+        for pod in pods:
+            own = pod.spec["containers"][0]["env"]
+            variables = {each["name"]: each.get("value") for each in own}
+            assert variables.get("EMBERLINE_METRICS") == wanted
+
+
+def test_a_reaper_has_keys_of_aws_only_where_it_looks_there() -> None:
+    values = values_of("reaper")
+    values["storage"]["existingSecret"] = "aws"
+    for looks in (True, False):
+        values["reaper"]["sagemaker"] = looks
+        [pod] = [pod for pod in pod_templates(render(values)) if "reaper" in pod.owner]
+        names = {each["name"] for each in pod.containers[0]["env"]}
+        assert ("AWS_SECRET_ACCESS_KEY" in names) is looks
+        assert ("--sagemaker" in pod.containers[0]["args"]) is looks
+
+
 def test_a_digest_takes_the_place_of_the_tag() -> None:
     images = {
         container["image"]

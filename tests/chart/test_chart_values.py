@@ -120,13 +120,13 @@ _BASES = ("everything", "external-database", "gateway", "autoscaling", "default"
 
 def test_every_value_has_an_effect() -> None:
     """Another value changes an object, or is refused for a reason, in one of these sets."""
-    without = []
+    without, as_is = [], {base: _outcome(values_of(base)) for base in _BASES}
     for path, default in _leaves(DEFAULTS, ""):
         for base in _BASES:
             values = values_of(base)
             changed = copy.deepcopy(values)
             _set(changed, path, _other(path, _get(_merged(DEFAULTS, values), path, default)))
-            if _outcome(changed) != _outcome(values):
+            if _outcome(changed) != as_is[base]:
                 break
         else:
             without.append(path)

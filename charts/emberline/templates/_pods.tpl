@@ -62,11 +62,15 @@ securityContext: {{ include "emberline.containerSecurity" . | nindent 2 }}
 
 {{/* USER, for a uid that is in no /etc/passwd has no name. */}}
 {{- define "emberline.env" -}}
+{{ include "emberline.env.process" . }}
+{{- include "emberline.env.storage" . }}
+{{- end -}}
+
+{{- define "emberline.env.process" -}}
 - {name: HOME, value: /home/emberline}
 - {name: USER, value: emberline}
 - {name: MLFLOW_DISABLE_TELEMETRY, value: "true"}
 - {name: EMBERLINE_LOG_FORMAT, value: {{ .Values.logs.format }}}
-{{- include "emberline.env.storage" . }}
 {{- end -}}
 
 {{- define "emberline.env.storage" -}}
