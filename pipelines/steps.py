@@ -73,9 +73,9 @@ def _place(task: Any, step: StepSpec) -> None:
         kubernetes.empty_dir_mount(
             task,
             "shared-memory",
-            "/dev/shm",
+            "/dev/shm",  # noqa: S108
             medium="Memory",
-            size_limit=step.shared_memory,  # noqa: S108
+            size_limit=step.shared_memory,
         )
     if step.gpus:
         task.set_accelerator_type(step.accelerator or _NVIDIA).set_accelerator_limit(step.gpus)
