@@ -90,7 +90,9 @@ def _conform(
     for path in (_SCHEMAS / f"v{version}-local-strict").glob("*.json"):
         if path.name == "_definitions.json" or path.name.split("-")[0] in kinds:
             text = path.read_text().replace("/api/_definitions.json", "_definitions.json")
-            (own / path.name).write_text(text)
+            schema = json.loads(text)
+            del schema["$id"]  # an address, from which the definitions would be fetched
+            (own / path.name).write_text(json.dumps(schema))
     for name, items in rendered.items():
         (objects / f"{name}.yaml").write_text(yaml.safe_dump_all(items))
     kind = "{{ .ResourceKind }}"
