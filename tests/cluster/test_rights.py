@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from ray_jobs.owners import Owner
+from ray_jobs.spec import load_spec
+from ray_jobs.targets.rayjob import RayJobTarget
 from tests.cluster.api import Api, Refused
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.helm import Helm
 
-_RELEASE = "rel"
+_RELEASE, _PREFIX = "rel", "ml"  # fullnameOverride of the values
 _ACCOUNTS = ["mlflow", "postgresql", "serving", "ray", "webhook", "pipeline", "training", "reaper"]
 _OTHER = "kubeflow"  # whose pipeline-runner has the pipeline's Role in the release's namespace
 
@@ -115,6 +119,33 @@ def test_the_pipelines_account_does_what_a_step_does(
         assert error.value.status == 403
 
 
+def test_the_target_of_steps_finds_all_that_it_needs(
+    release: str,
+    api: Api,
+    plane: ControlPlane,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own checks, by the account; one that has no Role is told what it may not do."""
+    results = {}
+    for account in ("pipeline", "serving"):
+        name = f"{_PREFIX}-{account}"
+        kubeconfig = plane.write_kubeconfig(account, api.token(name, release))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        overrides = [f"rayjob.namespace={release}", "rayjob.image=emberline:0.1.0"]
+        spec = load_spec("fire", overrides=overrides, storage=str(tmp_path))
+        owner = Owner(release, "train", "0f0e")
+        checklist = RayJobTarget(spec.rayjob, owner=owner).check(spec)
+        results[account] = {check.name: check for check in checklist.checks}
+    judged = ("Kubernetes", "KubeRay", "permissions", "RayJob")
+    assert [results["pipeline"][name].passed for name in judged] == [True] * len(judged)
+    assert results["serving"]["permissions"].found == (
+        "this user may not create rayjobs, get rayjobs, list rayjobs, delete rayjobs, list pods, "
+        f"get pods/log, patch rayjobs in {release}; have a Role there allow it, or set "
+        "rayjob.namespace to another"
+    )
+
+
 def test_only_who_calls_the_api_server_has_a_token_in_its_pod(release: str, api: Api) -> None:
     """The server itself puts the token into each pod that does not decline it."""
     pods = api.list("Pod", release, **{"app.kubernetes.io/instance": _RELEASE})
@@ -134,8 +165,7 @@ def test_only_who_calls_the_api_server_has_a_token_in_its_pod(release: str, api:
 
 def _as(account: str, namespace: str, api: Api, plane: ControlPlane) -> Api:
     """The account itself, by a token that the server made for it."""
-    [found] = api.list("ServiceAccount", namespace, **{"app.kubernetes.io/component": account})
-    return api.of(plane.client_of(api.token(found["metadata"]["name"], namespace)))
+    return api.of(plane.client_of(api.token(f"{_PREFIX}-{account}", namespace)))
 
 
 def _may(api: Api, probe: str, namespace: str) -> bool:
