@@ -188,7 +188,7 @@ def stop(variant: Variant, job: JobSpec, run_id: str) -> Stopping:
         )
     for run in runs:
         if not run.has_ended:
-            kubeflow.terminate(run.id)
+            _terminate(kubeflow, run.id)
     return Stopping(wanted.name, [_ended(kubeflow, run.id) for run in runs])
 
 
@@ -237,7 +237,7 @@ def _settled(
     first = kubeflow.runs(order.name, experiment)[0]
     if first.id == made.id:
         return made, True
-    kubeflow.terminate(made.id)
+    _terminate(kubeflow, made.id)
     kubeflow.delete_run(made.id)
     _check_same(first, order)
     return first, False
@@ -328,7 +328,7 @@ def _leave(
     name = f"emberline pipelines {{}} {order.variant.options} --run-id {order.run_id}"
     if run is not None and stop:
         console.print(f"interrupted: stopping the run at {kubeflow.endpoint}")
-        kubeflow.terminate(run.id)
+        _terminate(kubeflow, run.id)
         _ended(kubeflow, run.id)
         console.print("stopped: none of its steps is left running. Go on with --resume")
         return
@@ -338,6 +338,15 @@ def _leave(
         console.print(f"look     {kubeflow.link(run.id)}", soft_wrap=True)
     console.print(f"attach   {name.format('submit')}, with the same options", soft_wrap=True)
     console.print(f"stop     {name.format('stop')}", soft_wrap=True)
+
+
+def _terminate(kubeflow: Kubeflow, run_id: str) -> None:
+    """Have a run end, unless it has ended meanwhile."""
+    try:
+        kubeflow.terminate(run_id)
+    except JobFailed:
+        if not kubeflow.run(run_id).has_ended:
+            raise
 
 
 def _ended(kubeflow: Kubeflow, run_id: str, *, wait_s: float = 300.0) -> PipelineRun:

@@ -297,10 +297,12 @@ class KubeflowEmulator:
         parameters = (made.runtime_config.parameters if made.runtime_config else None) or {}
         for name, definition in wanted.items():
             if name not in parameters and not definition.get("isOptional"):
-                raise Refused(400, 3, f"Invalid input error: parameter {name} is required")
-        for name in parameters:
-            if name not in wanted:
-                raise Refused(400, 3, f"Invalid input error: parameter {name} is unknown")
+                why = "is not optional, yet has neither default value nor user provided value"
+                raise Refused(400, 3, f"Invalid input error: parameter {name} {why}")
+        extra = ", ".join(name for name in parameters if name not in wanted)
+        if extra:
+            why = "parameter(s) provided are not required by pipeline"
+            raise Refused(400, 3, f"Invalid input error: {why}: {extra}")
 
     def _get_run(self, run_id: str, given: dict[str, str], sent: None) -> Any:
         run = self._known(self.runs, run_id, "Run")

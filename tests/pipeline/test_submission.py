@@ -273,6 +273,21 @@ def test_a_run_is_stopped_by_its_id(emulator: KubeflowEmulator, order) -> None:
         submission.stop(GCODE, wanted.job, "b")
 
 
+def test_a_run_that_ends_while_it_is_stopped_has_ended(
+    emulator: KubeflowEmulator, order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = order("a")
+    made = submit(wanted, detach=True)
+    terminate = Kubeflow.terminate
+
+    def too_late(self: Kubeflow, run_id: str) -> None:
+        emulator.runs[made.run.id].state = "SUCCEEDED"
+        terminate(self, run_id)
+
+    monkeypatch.setattr(Kubeflow, "terminate", too_late)
+    assert [run.status for run in submission.stop(GCODE, wanted.job, "a").runs] == ["SUCCEEDED"]
+
+
 def test_a_retraining_has_its_own_parameters(emulator: KubeflowEmulator, order) -> None:
     given = {"data": ["s3://new/a.csv"], "on": "always", "since": ""}
     wanted = order("a", variant=Variant("gcode", retrains=True), retraining=given)
@@ -353,7 +368,7 @@ def test_what_kfp_refuses_is_passed_on(emulator: KubeflowEmulator, order) -> Non
     client = Kubeflow(KubeflowSpec(endpoint=emulator.endpoint))
     version = client.upload(compiled(GCODE, order().job))
     experiment = client.experiment("gcode")
-    with pytest.raises(JobFailed, match="Invalid input error: parameter spec is required"):
+    with pytest.raises(JobFailed, match="parameter spec is not optional, yet has neither"):
         client.create_run("x", version, experiment, {})
 
 
