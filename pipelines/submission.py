@@ -165,6 +165,8 @@ def submit(
     except KeyboardInterrupt:
         _leave(kubeflow, order, run, console, stop=stop_on_interrupt)
         raise
+    except RetryableError as error:
+        raise RetryableError(f"{error}, with --run-id {order.run_id}: it is one run") from None
     if run.status in ("FAILED", "STOPPED") and not detach:
         raise failure_of(run, order, url)
     return Submitted(order, version, run, url, is_new=is_new)

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pipelines import kubeflow_api, submission
 from pipelines.compilation import Variant, compiled
-from pipelines.kubeflow import Kubeflow
+from pipelines.kubeflow import Kubeflow, PipelineRun, Step
+from pipelines.pipeline_display import Display
 from ray_jobs.attempts import PIPELINE_RUN, Attempt
 from ray_jobs.errors import (
     DataError,
@@ -28,6 +32,7 @@ from ray_jobs.spec import load_spec
 from tests.kubeflow_emulator import KubeflowEmulator
 
 GCODE = Variant("gcode")
+STEPS = (Step("read-logs", "SUCCEEDED"), Step("train-member", "RUNNING", num=5, num_ended=1))
 
 
 @pytest.fixture
@@ -73,6 +78,18 @@ def test_a_run_is_uploaded_started_followed_and_linked_to(
     assert "train succeeded" in said
     assert "driver" not in said
     assert "executor" not in said
+
+
+def test_on_a_terminal_there_is_a_table() -> None:
+    written = StringIO()
+    run = PipelineRun("1", "gcode/a", "RUNNING", "RUNNING", datetime.now(UTC), {}, STEPS)
+    with Display(Console(file=written, force_terminal=True, width=80)) as display:
+        display.show(run)
+        display.waits("Kubeflow Pipelines at http://kfp does not answer")
+    shown = written.getvalue()
+    assert "read-logs" in shown
+    assert "running, 1 of 5" in shown
+    assert "does not answer" in shown
 
 
 def test_the_items_of_a_loop_are_one_step(
@@ -167,7 +184,8 @@ def test_following_ends_when_the_patience_does(
 ) -> None:
     monkeypatch.setattr(submission, "PATIENCE_S", 0.1)
     emulator.fail("GET", "/runs/[0-9a-f-]+$", "unavailable", times=1000)
-    with pytest.raises(RetryableError, match="Once it answers, give the same command again"):
+    again = "Once it answers, give the same command again, with --run-id a: it is one run"
+    with pytest.raises(RetryableError, match=again):
         submit(order("a"))
     assert [run.state for run in emulator.runs.values()] == ["PENDING"]  # it goes on
 
