@@ -58,6 +58,12 @@ def render_text(values: Mapping[str, Any], release: str = RELEASE) -> list[str]:
     return [text for name, text in files.items() if not name.endswith("NOTES.txt")]
 
 
+def notes(values: Mapping[str, Any]) -> str:
+    """What `helm install` says at its end."""
+    files = _chart().render(dict(values), name=RELEASE, namespace=NAMESPACE)
+    return next(text for name, text in files.items() if name.endswith("NOTES.txt"))
+
+
 @cache
 def objects(name: str) -> tuple[Object, ...]:
     """Those of one of `VALUE_SETS`."""

@@ -1,6 +1,6 @@
 {{/* What every pod has in common. (dict "root" $ "component" C); optional: "user", its uid and gid; "token", whether it may call the API server */}}
 {{- define "emberline.pod" -}}
-{{- $user := .user | default 10001 -}}
+{{- $user := .user | default (include "emberline.user" . | int) -}}
 serviceAccountName: {{ include "emberline.account" (dict "root" .root "component" .component) }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
@@ -17,6 +17,11 @@ imagePullSecrets:
   - name: {{ . | quote }}
   {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The image's own user. */}}
+{{- define "emberline.user" -}}
+10001
 {{- end -}}
 
 {{- define "emberline.placement" -}}
