@@ -86,8 +86,8 @@ def postgresql() -> Iterator[str]:
 
 
 @contextmanager
-def mlflow_server(backend: str, folder: Path) -> Iterator[str]:
-    """MLflow's server with artifacts behind it, in `folder`: its address."""
+def mlflow_server(backend: str, folder: Path, artifacts: str = "") -> Iterator[str]:
+    """MLflow's server with artifacts behind it, in `folder` or at a URI: its address."""
     from cryptography.fernet import Fernet
 
     port = free_port()
@@ -104,7 +104,7 @@ def mlflow_server(backend: str, folder: Path) -> Iterator[str]:
     with log.open("wb") as file:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
-             "--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts",
+             "--artifacts-destination", artifacts or str(folder / "artifacts"), "--serve-artifacts",
              "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
             cwd=folder, env=environment, stdout=file, stderr=file,
         )  # fmt: skip

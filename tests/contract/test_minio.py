@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import boto3
 import pytest
 
-from ray_jobs.errors import PreflightError
+from ray_jobs.errors import PreflightError, RetryableError
+from ray_jobs.models.bundle_files import INDEX
+from ray_jobs.serving.model import load_model
 from ray_jobs.storage import Storage, StorageRefused, StorageUnavailable
 from ray_jobs.tracking import exclusive
+from ray_jobs.tracking.models import download, find_model
+from ray_jobs.tracking.signing import index_digest
+from tests.contract.mlflow_server import mlflow_server
 from tests.s3_server import S3Server, use
+from tests.unit.serving_models import fire_folder
+from tests.unit.test_models_registry import own_signing_key, register
 
 pytest_plugins = ["tests.s3_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test may build the server
@@ -220,3 +228,38 @@ def test_a_server_that_was_killed_keeps_what_it_took(
     assert storage.list() == ["big", "small"]
     storage.write_text("small", "new")
     assert storage.read_text("small") == "new"
+
+
+# MLflow
+
+
+@pytest.mark.parametrize("is_server", [False, True])
+def test_models_outlast_the_death_of_their_store(
+    mortal_minio: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_server: bool
+) -> None:
+    """Whether MLflow's own server passes the artifacts on, or each process reaches them itself."""
+    artifacts, bundle = f"s3://{BUCKET}/mlartifacts", fire_folder()
+    with ExitStack() as stack:
+        stack.enter_context(own_signing_key(tmp_path / "config"))
+        server = ""
+        if is_server:
+            database = f"sqlite:///{tmp_path / 'server.db'}"
+            server = stack.enter_context(mlflow_server(database, tmp_path, artifacts))
+        first = register(tmp_path, "fire", bundle, artifacts=artifacts, server=server)
+        if server:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+        model = find_model(Storage(tmp_path), "fire", first)
+        assert load_model(download(model, tmp_path / "1"), digest=index_digest(bundle))
+        stored = mortal_minio.client().list_objects_v2(Bucket=BUCKET)
+        assert any(item["Key"].endswith("/bundle/" + INDEX) for item in stored["Contents"])
+
+        mortal_minio.kill()
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_MAX_ATTEMPTS", "1")
+            patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            with pytest.raises(RetryableError, match=r"MLflow at .* give the same command again"):
+                download(model, tmp_path / "2")
+        mortal_minio.start()
+        assert index_digest(download(model, tmp_path / "2")) == index_digest(bundle)
+        second = register(tmp_path, "fire", bundle, artifacts=artifacts, server=server)
+        assert (first, second) == (1, 2)

@@ -56,17 +56,25 @@ def own_signing_key(folder: Path) -> Iterator[None]:
         yield
 
 
-def register(root: Path, name: str, bundle: Path, *, artifacts: str = "", **tags: str) -> int:
-    """As a run does. Leaves MLflow's setting for the process as it was."""
+def register(
+    root: Path, name: str, bundle: Path, *, artifacts: str = "", server: str = "", **tags: str
+) -> int:
+    """As a run does. Leaves MLflow's setting for the process as it was.
+
+    Args:
+        server: that has the registry; by default it is in `root`.
+    """
     digest = index_digest(bundle)
     signature = sign(Statement(name, "base", digest))
     tags = {RUN_ID_TAG: "base", DIGEST_TAG: digest, SIGNATURE_TAG: signature} | tags
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    mlflow.set_tracking_uri(server or f"sqlite:///{root / 'mlflow.db'}")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         location = artifacts or (root / "mlartifacts").as_uri()
-        experiment_id = client.create_experiment(name, artifact_location=f"{location}/{name}")
+        experiment_id = client.create_experiment(
+            name, artifact_location=None if server else f"{location}/{name}"
+        )
     else:
         experiment_id = experiment.experiment_id
     with TemporaryDirectory() as scratch, mlflow.start_run(experiment_id=experiment_id):
