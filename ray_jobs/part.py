@@ -10,10 +10,12 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pydantic import BaseModel
 
 from ray_jobs import logs
+from ray_jobs.container_log import told
 from ray_jobs.errors import EXIT_INTERRUPTED, EXIT_OK, EmberlineError, Stopped
 from ray_jobs.observing import observed
 from ray_jobs.parts import SWEEP, TRAIN, begin_part, end_part, fail_part, member_of
@@ -61,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = begin_part(run, options.part)
     signal.signal(signal.SIGTERM, lambda *_: _stop(run))
     try:
-        with observed(run, [options.part.removeprefix("member-")]):  # as its journal calls it
+        step = [options.part.removeprefix("member-")]  # as its journal calls it
+        progress = nullcontext() if logs.is_json() else told(run, step)
+        with progress, observed(run, step):
             result = work(run, options.part)
     except EmberlineError as error:
         logs.say_error(error)

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from ray_jobs import logs
 from ray_jobs import part as parts_here
 from ray_jobs.errors import EmberlineError, JobFailed, RetryableError, Stopped
 from ray_jobs.owners import this_pod, this_step
@@ -84,7 +85,7 @@ def _follow(target: Target, run: Run, part: str) -> PartOutcome:
     with _signals_noted() as asked:
         for _ in range(target.max_attempts):
             handle = patiently(lambda: target.submit(run))
-            print(f"{part} of run {run.run_id} is {target.name} job {handle.name}", flush=True)
+            logs.say(f"{part} of run {run.run_id} is {target.name} job {handle.name}")
             following = _Following(target, handle)
             while not following.has_ended(_LOOK_S):
                 if asked.number is not None:
@@ -98,12 +99,12 @@ def _follow(target: Target, run: Run, part: str) -> PartOutcome:
 def _stop(target: Target, handle: Handle, number: int) -> None:
     """Stop the job, and end this process as the signal would. A second signal changes nothing."""
     name = signal.Signals(number).name
-    print(f"{name}: stopping {target.name} job {handle.name}", file=sys.stderr, flush=True)
+    logs.say(f"{name}: stopping {target.name} job {handle.name}", level="warning")
     try:
         patiently(lambda: target.stop(handle), patience_s=_NUM_TRIES * 2.0)
-        print("stopped: nothing of it is left running", file=sys.stderr, flush=True)
+        logs.say("stopped: nothing of it is left running")
     except EmberlineError as error:
-        print(f"not stopped: {error}; the reaper stops it", file=sys.stderr, flush=True)
+        logs.say(f"not stopped: {error}; the reaper stops it", level="error")
     sys.exit(128 + number)
 
 
@@ -164,9 +165,12 @@ class _Following:
     def _print(self) -> None:
         try:
             for line in self._target.logs(self._handle, follow=True):
-                print(f"| {line}", flush=True)
+                if logs.is_json():
+                    logs.say(line, event="log")
+                else:
+                    print(f"| {line}", flush=True)
         except EmberlineError as error:  # the job itself goes on
-            print(f"| its log cannot be followed any more: {error}", flush=True)
+            logs.say(f"its log cannot be followed any more: {error}", level="warning")
 
 
 def _outcome_of(run: Run, part: str, state: JobState) -> PartOutcome:

@@ -248,7 +248,7 @@ class Kube:
             if error.status in expected:
                 return
             raise self._error(what, error) from None
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, json.JSONDecodeError) as error:
             raise RetryableError(
                 f"the Kubernetes API at {self.host} does not answer ({type(error).__name__}); look "
                 "whether it is up and the kubeconfig's server is its address"

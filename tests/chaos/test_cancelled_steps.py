@@ -135,7 +135,9 @@ class TestRayJob:
         found = kubernetes.get("rayjobs", name)
         assert found is not None
         second = in_pod(kubernetes, run, tmp_path, "step-2")
-        wait_until(lambda: "| " in second.log.read_text(), second.log.read_text, second.process)
+        # Its log is that of the job, from its beginning.
+        line = f"| [emberline] {MEMBER} epoch 1/"
+        wait_until(lambda: line in second.log.read_text(), second.log.read_text, second.process)
         assert kubernetes.get("rayjobs", name) is found
         kubernetes.delete_pod("step-1")  # which does not own it any more
         code, told = reap("--grace=0")
@@ -156,6 +158,7 @@ class TestRayJob:
         assert output["parameterValues"] == {"Output": "SUCCEEDED"}
         (name,) = kubernetes.names("rayjobs")
         assert f"member-{MEMBER} of run night is rayjob job {name}" in log
+        assert f"| [emberline] {MEMBER} SUCCEEDED: " in log
         assert reap("--grace=0")[1]["left"] == []  # it has ended: it is nobody's burden
 
 
