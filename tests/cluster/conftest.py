@@ -17,7 +17,7 @@ import yaml
 from tests.cluster.api import Api, Object, until
 from tests.cluster.control_plane import PROGRAMS, ControlPlane, control_plane
 from tests.cluster.fake_nodes import FakeNodes
-from tests.cluster.helm import Helm
+from tests.cluster.helm import VALUE_SETS, Helm, values_of
 from tests.go_tools import TOOLS, GoMissing, module_folder, tool_or_skip
 
 # Of the objects that the chart makes where it is told to: (module, version, files).
@@ -92,7 +92,9 @@ def cluster(
     plane: ControlPlane, api: Api, nodes: FakeNodes, custom_resources: list[Object]
 ) -> ControlPlane:
     """The control plane with nodes and custom resources: ready for the chart."""
-    api.create(_namespace("kubeflow"))  # which value sets name
+    reaped = [values_of(name).get("reaper", {}).get("namespaces", []) for name in VALUE_SETS]
+    for name in sorted({"kubeflow"}.union(*reaped)):  # those that value sets name
+        api.create(_namespace(name))
     for item in custom_resources:
         api.create(item)
     for item in custom_resources:
