@@ -8,7 +8,16 @@ from typing import Any
 import yaml
 from network_flows import End, is_allowed
 from pod_security import broken_controls
-from rendered_chart import NAMESPACE, RELEASE, notes, objects, of_kind, pod_templates, values_of
+from rendered_chart import (
+    CHART,
+    NAMESPACE,
+    RELEASE,
+    notes,
+    objects,
+    of_kind,
+    pod_templates,
+    values_of,
+)
 
 from ray_jobs.kubeflow_spec import KubeflowSpec
 from ray_jobs.targets.rayjob_manifest import RayJob
@@ -54,7 +63,10 @@ def test_the_notes_are_a_job_description() -> None:
 
 
 def test_its_pods_are_as_the_charts() -> None:
+    """Of the image's own user, so that they may share volumes."""
     own = next(pod for pod in pod_templates(objects("dashboard")) if "smoke" in pod.owner)
+    dockerfile = (CHART.parents[1] / "Dockerfile").read_text(encoding="utf-8")
+    assert f"\nARG UID={own.spec['securityContext']['runAsUser']}\n" in dockerfile
     for template in _templates("dashboard"):
         spec = template["spec"]
         assert broken_controls(spec) == []
