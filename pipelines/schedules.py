@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.compilation import Variant, compiled
 from pipelines.kubeflow import Kubeflow, Schedule, Trigger
-from pipelines.submission import check_storage, parameters
+from pipelines.submission import check, parameters
 from ray_jobs.errors import EXIT_OK, RetryableError, SpecError
 from ray_jobs.kubeflow_spec import KubeflowSpec
 from ray_jobs.sections import JobSpec
@@ -153,10 +153,10 @@ def schedule(
         replace: take the place of a schedule of this name that does something else.
 
     Raises:
-        SpecError: there is another schedule of this name; or as `check_storage`.
+        SpecError: there is another schedule of this name; or as `check`.
         EmberlineError: as KFP's API.
     """
-    check_storage(job)
+    check(job)
     name = name or variant.name
     kubeflow = Kubeflow(job.kubeflow)
     pipeline = compiled(variant, job)

@@ -51,9 +51,9 @@ def order(
         retraining: parameters of the retraining pipeline.
 
     Raises:
-        SpecError: the run id is malformed, or steps on a cluster cannot reach the storage.
+        SpecError: the run id is malformed; or as `check`.
     """
-    check_storage(job)
+    check(job)
     run_id = run_id or new_run_id()
     check_run_id(run_id)
     return Order(variant, job, run_id, parameters(job, run_id, retraining))
@@ -72,13 +72,20 @@ def parameters(
     return {"spec": job.to_yaml(), "run_id": run_id}
 
 
-def check_storage(job: JobSpec) -> None:
+def check(job: JobSpec) -> None:
     """
     Raises:
-        SpecError: steps on a cluster do not see the storage.
+        SpecError: steps on a cluster do not see the storage, or are not told where to train.
     """
     from pathlib import PurePosixPath
 
+    place = job.kubeflow.train_on
+    missing = {
+        "ray": "ray.address" if job.ray.address is None else None,
+        "rayjob": "rayjob.image" if job.rayjob.image is None else None,
+    }.get(place)
+    if missing:
+        raise SpecError(f"kubeflow.train_on={place} needs {missing}; set it, or train in the step")
     if "://" in job.storage:
         return
     path = PurePosixPath(job.storage)

@@ -415,15 +415,24 @@ def test_steps_on_a_cluster_must_see_the_storage(
 ) -> None:
     job = load_spec("fire", overrides=volumes, storage=storage)
     if is_seen:
-        submission.check_storage(job)
+        submission.check(job)
         return
     with pytest.raises(SpecError) as caught:
-        submission.check_storage(job)
+        submission.check(job)
     assert str(caught.value) == (
         f"storage {storage!r} is a folder of this machine, and steps on a cluster do not see it; "
         "give --storage s3://BUCKET/PREFIX, or a folder of a claim: "
         "--set kubeflow.volumes.CLAIM=/runs --storage /runs"
     )
+
+
+@pytest.mark.parametrize(("place", "key"), [("ray", "ray.address"), ("rayjob", "rayjob.image")])
+def test_a_step_that_trains_elsewhere_is_told_where(place: str, key: str) -> None:
+    job = load_spec("fire", overrides=[f"kubeflow.train_on={place}"], storage="s3://b/runs")
+    with pytest.raises(SpecError) as caught:
+        submission.check(job)
+    said = f"kubeflow.train_on={place} needs {key}; set it, or train in the step"
+    assert str(caught.value) == said
 
 
 def test_a_malformed_run_id_reaches_no_cluster(emulator: KubeflowEmulator, order) -> None:
