@@ -169,18 +169,10 @@ class KubeflowEmulator:
     def _routes(self) -> list[tuple[str, str, Callable[..., Any]]]:
         one = r"/([0-9a-f-]{36})"
         return [
-            (
-                "GET",
-                "/pipelines",
-                self._list_of(self.pipelines, "pipelines", "V2beta1ListPipelines"),
-            ),
+            ("GET", "/pipelines", self._list_of(self.pipelines, "pipelines")),
             ("POST", "/pipelines", self._create_pipeline),
             ("GET", f"/pipelines{one}/versions", self._list_versions),
-            (
-                "GET",
-                "/experiments",
-                self._list_of(self.experiments, "experiments", "V2beta1ListExperiments"),
-            ),
+            ("GET", "/experiments", self._list_of(self.experiments, "experiments")),
             ("POST", "/experiments", self._create_experiment),
             ("GET", "/runs", self._list_runs),
             ("POST", "/runs", self._create_run),
@@ -188,11 +180,7 @@ class KubeflowEmulator:
             ("DELETE", f"/runs{one}", self._delete(self.runs, "Run")),
             ("POST", f"/runs{one}:terminate", self._terminate),
             ("POST", f"/runs{one}:retry", self._retry),
-            (
-                "GET",
-                "/recurringruns",
-                self._list_of(self.schedules, "recurring_runs", "V2beta1ListRecurringRuns"),
-            ),
+            ("GET", "/recurringruns", self._list_of(self.schedules, "recurring_runs")),
             ("POST", "/recurringruns", self._create_schedule),
             ("DELETE", f"/recurringruns{one}", self._delete(self.schedules, "RecurringRun")),
             ("POST", f"/recurringruns{one}:enable", self._switch("ENABLE")),
@@ -201,22 +189,22 @@ class KubeflowEmulator:
 
     # Lists
 
-    def _list_of(self, items: dict[str, Any], name: str, model: str) -> Callable[..., Any]:
+    def _list_of(self, items: dict[str, Any], name: str) -> Callable[..., Any]:
         def listed(given: dict[str, str], sent: None) -> Any:
-            return self._page(list(items.values()), name, model, given)
+            return self._page(list(items.values()), name, given)
 
         return listed
 
     def _list_versions(self, pipeline_id: str, given: dict[str, str], sent: None) -> Any:
         found = [one for one in self.versions.values() if one.pipeline_id == pipeline_id]
-        return self._page(found, "pipeline_versions", "V2beta1ListPipelineVersions", given)
+        return self._page(found, "pipeline_versions", given)
 
     def _list_runs(self, given: dict[str, str], sent: None) -> Any:
         experiment = given.get("experiment_id")
         found = [run for run in self.runs.values() if experiment in (None, run.experiment_id)]
-        return self._page(found, "runs", "V2beta1ListRuns", given)
+        return self._page(found, "runs", given)
 
-    def _page(self, items: list[Any], name: str, model: str, given: dict[str, str]) -> Any:
+    def _page(self, items: list[Any], name: str, given: dict[str, str]) -> Any:
         for predicate in json.loads(given.get("filter", "{}")).get("predicates", []):
             if predicate["operation"] != "EQUALS" or predicate["key"] != "display_name":
                 raise Refused(400, 3, f"Invalid input error: filter {predicate}")
@@ -225,7 +213,8 @@ class KubeflowEmulator:
         start, size = int(given.get("page_token") or 0), int(given.get("page_size") or 20)
         token = str(start + size) if start + size < len(items) else ""
         page = {name: items[start : start + size] or None, "next_page_token": token}
-        return getattr(models, f"{model}Response")(**page)
+        kind = name.title().replace("_", "")
+        return getattr(models, f"V2beta1List{kind}Response")(**page)
 
     # Pipelines
 
