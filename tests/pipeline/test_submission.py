@@ -21,6 +21,7 @@ from ray_jobs.attempts import PIPELINE_RUN, Attempt
 from ray_jobs.errors import (
     DataError,
     EmberlineError,
+    GateRefused,
     JobFailed,
     PreflightError,
     RetryableError,
@@ -207,7 +208,7 @@ def failing(emulator: KubeflowEmulator, order, error: Exception | None) -> Ember
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(DataError("no column x"), 3), (JobFailed("no column x"), 4)]
+    ("error", "code"), [(DataError("no column x"), 3), (GateRefused("no column x"), 6)]
 )
 def test_a_step_that_failed_for_good_gives_its_reason_and_its_exit_code(
     emulator: KubeflowEmulator, order, error: EmberlineError, code: int
