@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.api import Api
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node.images import Image
-from tests.cluster.node.machine import Machine, machine, missing
+from tests.cluster.node.machine import Machine, lay_bridge, machine, missing
 from tests.go_tools import TOOLS, module_folder, tool_or_skip
 
 
@@ -19,6 +19,7 @@ from tests.go_tools import TOOLS, module_folder, tool_or_skip
 def _possible() -> None:
     if reason := missing():
         pytest.skip(reason)
+    lay_bridge()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -35,9 +36,8 @@ def missing() -> str | None:
     """Why there can be no node here; None where there can."""
     if os.geteuid() != 0:
         return "a node needs root"
-    for kind in ("net", "mnt"):
-        if os.readlink(f"/proc/self/ns/{kind}") == os.readlink(f"/proc/1/ns/{kind}"):
-            return "a node needs namespaces of its own for the network and mounts: make node-test"
+    if [name for _, name in socket.if_nameindex()] != ["lo"]:
+        return "a node needs a network and mounts of its own: make node-test"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent or not (_PLUGINS / "bridge").exists():
         return (
@@ -80,7 +80,6 @@ def machine(kubelet: Path, pause: Image, plane: ControlPlane, api: Api) -> Itera
     place = Machine(folder)
     with ExitStack() as stack:
         stack.callback(_clean_up, folder)
-        _lay_bridge()
         stack.enter_context(_names(folder, api))
         config = folder / "containerd.toml"
         config.write_text(_containerd_config(folder))
@@ -179,12 +178,13 @@ def _kubelet_config(folder: Path) -> Mapping[str, object]:
     }
 
 
-def _lay_bridge() -> None:
+def lay_bridge() -> None:
+    """The network of the pods, and the default route that Kubernetes' programs look for."""
     for words in (
         ["link", "add", _BRIDGE, "type", "bridge"],
         ["addr", "add", f"{_ADDRESS}/{_NETWORK.split('/')[1]}", "dev", _BRIDGE],
         ["link", "set", _BRIDGE, "up"],
-        ["route", "add", "default", "dev", _BRIDGE],  # the kubelet looks for one
+        ["route", "add", "default", "dev", _BRIDGE],
     ):
         subprocess.run(["ip", *words], check=True, timeout=20)
 
