@@ -18,6 +18,7 @@ from ray_jobs.kubeflow_spec import STEPS, KubeflowSpec
 from ray_jobs.result import Status
 
 ENDPOINT = "KF_PIPELINES_ENDPOINT"
+UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}  # in seconds, the longest first
 _STATUSES: dict[str, Status] = {
     "PENDING": "PENDING",
     "RUNNING": "RUNNING",
@@ -85,7 +86,11 @@ class Trigger:
     every_s: int | None = None
 
     def __str__(self) -> str:
-        return f"cron {self.cron}" if self.cron else f"every {self.every_s} s"
+        if self.cron:
+            return f"cron {self.cron}"
+        assert self.every_s is not None
+        unit, seconds = next(item for item in UNITS.items() if self.every_s % item[1] == 0)
+        return f"every {self.every_s // seconds}{unit}"
 
 
 @dataclass(frozen=True)

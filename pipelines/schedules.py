@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines.compilation import Variant, compiled
-from pipelines.kubeflow import Kubeflow, Schedule, Trigger
+from pipelines.kubeflow import UNITS, Kubeflow, Schedule, Trigger
 from pipelines.submission import check, parameters
 from ray_jobs.errors import EXIT_OK, RetryableError, SpecError
 from ray_jobs.kubeflow_spec import KubeflowSpec
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _OWN = "emberline sha256 "  # how the description of a schedule of ours begins
 _NUM_TRIES = 3  # to create one, if it is not known whether it was created
 _SETTLE_S = 1.1  # KFP tells the age of schedules in seconds
-_UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 # Of each field: what it may name beside numbers, and the least and greatest number.
 _FIELDS = (
     ("seconds", 0, 59),
@@ -54,7 +53,7 @@ def trigger_of(cron: str | None, every: str | None) -> Trigger:
     found = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", every.strip())
     if not found:
         raise SpecError(f"--every {every!r} is no interval; give 30m, 6h, 1d or 2w")
-    return Trigger(every_s=int(found[1]) * _UNITS[found[2]])
+    return Trigger(every_s=int(found[1]) * UNITS[found[2]])
 
 
 def _cron(text: str) -> str:

@@ -92,7 +92,7 @@ def test_another_schedule_of_the_name_is_not_replaced_unasked(emulator: Kubeflow
     replaced = schedules.schedule(GCODE, job(emulator), hourly, replace=True)
     assert replaced.is_new
     triggers = [str(one.trigger) for one in schedules.listing(job(emulator).kubeflow).schedules]
-    assert triggers == ["every 3600 s", "every 3600 s"]
+    assert triggers == ["every 1h", "every 1h"]
 
 
 def test_what_it_would_run_is_part_of_what_a_schedule_is(emulator: KubeflowEmulator) -> None:
@@ -140,6 +140,11 @@ def test_a_retraining_is_scheduled_with_its_data(emulator: KubeflowEmulator) -> 
     assert done.schedule.name == "gcode-retraining"
     (made,) = emulator.schedules.values()
     assert made.runtime_config.parameters == {**given, "storage": "s3://bucket/runs"}
+
+
+@pytest.mark.parametrize("every", ["30m", "6h", "1d", "2w", "90m"])
+def test_an_interval_is_told_as_it_was_given(every: str) -> None:
+    assert str(schedules.trigger_of(None, every)) == f"every {every}"
 
 
 @pytest.mark.parametrize(
