@@ -40,7 +40,9 @@ def work(run: Run, part: str) -> BaseModel:
         return sweep(run)
     from ray_jobs.members import train_members
 
-    (result,) = train_members(run, [member_of(run, part)])
+    name = member_of(run, part)
+    assert name is not None, part
+    (result,) = train_members(run, [name])
     return result
 
 
@@ -57,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Run = Run.at(options.run)
         if options.num_cpus is not None:
             run = Run(run.spec.replaced({"resources.num_cpus": options.num_cpus}), run.run_id)
+        member = member_of(run, options.part)
     except EmberlineError as error:
         logs.say_error(error)
         return error.exit_code
     started = begin_part(run, options.part)
     signal.signal(signal.SIGTERM, lambda *_: _stop(run))
     try:
-        step = [options.part.removeprefix("member-")]  # as its journal calls it
+        step = [member or options.part]  # as its journal calls it
         progress = nullcontext() if logs.is_json() else told(run, step)
         with progress, observed(run, step):
             result = work(run, options.part)

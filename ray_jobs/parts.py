@@ -36,17 +36,17 @@ def member_part(name: str) -> str:
     return f"{_MEMBER}{name}"
 
 
-def member_of(run: Run, part: str) -> str:
-    """The member that a part trains.
+def member_of(run: Run, part: str) -> str | None:
+    """The member that a part trains; None if it trains none.
 
     Raises:
         SpecError: there is no such part of the run.
     """
-    name = part.removeprefix(_MEMBER)
-    if not part.startswith(_MEMBER) or name not in run.spec.families():
-        members = ", ".join(member_part(each) for each in run.spec.families())
-        raise SpecError(f"no part {part!r} of the run; there is {TRAIN}, {SWEEP}, {members}")
-    return name
+    members = {member_part(name): name for name in run.spec.families()}
+    known = (TRAIN, SWEEP, *members)
+    if part not in known:
+        raise SpecError(f"no part {part!r} of the run; there is {', '.join(known)}")
+    return members.get(part)
 
 
 def job_words(run: Run, part: str | None = None, num_cpus: int | None = None) -> list[str]:

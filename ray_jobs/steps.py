@@ -28,6 +28,7 @@ from ray_jobs.sweeping.result import SweepResult
 from ray_jobs.targets.base import Handle, JobState, Target, patiently, wait
 
 _LOOK_S = 0.2  # between two looks for a signal
+_CHECKPOINT_S = 15  # of the 30 s that Kubernetes gives a pod; the rest is for the RayJob's end
 _LAST_LINES_S = 10.0  # for what a job that has ended wrote last
 _NUM_TRIES = 5  # to stop a job whose service does not answer
 T = TypeVar("T", bound=BaseModel)
@@ -77,7 +78,9 @@ def _place(run: Run, part: str) -> Target | None:
         return RayTarget(run.spec.ray, part, this_pod())
     from ray_jobs.targets.rayjob import RayJobTarget
 
-    return RayJobTarget(run.spec.rayjob, part, this_pod())
+    settings = run.spec.rayjob
+    notice_s = min(settings.stop_wait_s, _CHECKPOINT_S)
+    return RayJobTarget(settings.model_copy(update={"stop_wait_s": notice_s}), part, this_pod())
 
 
 def _follow(target: Target, run: Run, part: str) -> PartOutcome:
