@@ -137,6 +137,7 @@ def _apiserver_flags(folder: Path, datastore: int, port: int) -> list[str]:
         f"--cert-dir={folder / 'certificates'}",
         "--endpoint-reconciler-type=none",  # pods reach no address of loopback
         "--service-cluster-ip-range=10.96.0.0/16",
+        "--kubelet-preferred-address-types=InternalIP",  # no server knows a node's name
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction,PodSecurity",
         f"--token-auth-file={folder / 'tokens.csv'}",

@@ -6,6 +6,7 @@ Source: Kubernetes, "Kubelet Configuration (v1beta1)"; containerd 1.6, docs/cri/
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -107,7 +108,7 @@ def _containerd_config(folder: Path) -> str:
     network = folder / "cni"
     network.mkdir()
     (network / "10-pods.conflist").write_text(
-        yaml.safe_dump(
+        json.dumps(
             {
                 "cniVersion": "0.4.0",
                 "name": "pods",
@@ -124,9 +125,7 @@ def _containerd_config(folder: Path) -> str:
                         },
                     }
                 ],
-            },
-            default_flow_style=True,
-            width=10**6,
+            }
         )
     )
     return f"""version = 2
