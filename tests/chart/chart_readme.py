@@ -32,15 +32,16 @@ helm test emberline --logs
 
 That is MLflow with a PostgreSQL and a volume for artifacts. With `storage.uri` they are on S3;
 `serving.models`, `ray.enabled`, `webhook.enabled`, `retrain.jobs`, `pipelines.enabled`,
-`reaper.enabled` and `monitoring.enabled` add the rest. Each file under `ci/` is a set of values that `make test` renders and checks. Values that do
-not go together are refused by `helm install` with a sentence that says what to set.
+`reaper.enabled` and `monitoring.enabled` add the rest. Each file under `ci/` is a set of values that
+`make test` renders and checks. Values that do not go together are refused by `helm install` with a
+sentence that says what to set.
 
 Every pod meets the Pod Security Standard "restricted": label the namespace with
 `pod-security.kubernetes.io/enforce: restricted`. Nothing of a Secret is a value: make the Secrets
 first, and name them.
 
-`monitoring.enabled` has the Prometheus operator read models, Ray and jobs; `dashboard` below it adds
-a ConfigMap for Grafana's sidecar. Without one, import `dashboards/emberline.json` by hand.
+`monitoring.enabled` has the Prometheus operator read models, Ray and jobs; `monitoring.dashboard`
+adds a ConfigMap for Grafana's sidecar. Without one, import `dashboards/emberline.json` by hand.
 
 | key | default | what it is |
 |---|---|---|

@@ -57,6 +57,8 @@ def test_the_notes_are_a_job_description() -> None:
     assert {kubeflow.service_account, settings.service_account} <= accounts
     assert settings.env == {"EMBERLINE_LOG_FORMAT": "text", "EMBERLINE_METRICS": "ray"}
     assert settings.labels == {"app.kubernetes.io/instance": RELEASE}
+    assert settings.queue is None
+    assert _described("kueue")["rayjob"]["queue"] == "research"
     assert "EMBERLINE_METRICS" not in _described("reaper")["rayjob"]["env"]
     assert ("reaper.enabled=true" in notes(values_of("dashboard"))) is True
     assert ("reaper.enabled=true" in notes(values_of("reaper"))) is False

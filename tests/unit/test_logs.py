@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+import time
 import timeit
 from pathlib import Path
 
 import pytest
 
-from ray_jobs import job_metrics, logs, observing
+from ray_jobs import job_metrics, logs, observing, watching
+from ray_jobs.container_log import member_pattern, told
 from ray_jobs.errors import SpecError
 from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
+from ray_jobs.storage import Storage
 from tests.log_lines import environment, parsed
 
 _WRITES = """
@@ -120,6 +125,81 @@ def test_a_wrong_description_is_a_line_of_its_own(tmp_path: Path) -> None:
     (line,) = parsed(done.stderr)
     assert (done.returncode, line["event"], line["exit_code"]) == (2, "error", 2)
     assert "nowhere.yaml" in line["message"]
+
+
+# Of a run's journal
+
+
+@pytest.fixture
+def as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(logs.FORMAT, "json")
+    monkeypatch.setattr(logs, "_bound", {})
+
+
+@pytest.mark.usefixtures("as_json")
+def test_a_step_tells_its_own_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an ensemble's members, which are steps side by side, each tells of one."""
+    run = Run.create(load_spec("fire", storage=str(tmp_path)), "r1")
+    run.journal("lstm_classifier")("warning", message="of an earlier attempt")
+    member = f"{run.uri}/checkpoints/lstm_classifier"
+    with observing.observed_step("train_member", {"member": member}):
+        run.journal("transformer")("epoch", member="transformer", epoch=1)
+        run.journal("lstm_classifier")("epoch", member="lstm_classifier", epoch=1)
+        logs.say("by itself")
+    told = parsed(capsys.readouterr().err)
+    assert [(line["step"], line["message"]) for line in told] == [
+        ("train_member", "by itself"),
+        ("lstm_classifier", "lstm_classifier epoch 1:"),
+    ]
+    assert all((line["run_id"], line["workload"]) == ("r1", "fire") for line in told)
+    with observing.observed_step("evaluate_gcode", {"run": f"{run.uri}#0123456789abcdef"}):
+        run.journal("evaluate")("step_started")
+        run.journal("register")("step_started")
+    (line,) = parsed(capsys.readouterr().err)
+    assert (line["step"], line["run_id"], line["event"]) == ("evaluate", "r1", "step_started")
+
+
+@pytest.mark.usefixtures("as_json")
+def test_sagemaker_finds_its_metrics_in_json_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.create(load_spec("fire", storage=str(tmp_path)), "r1")
+    with told(run):
+        run.journal("lstm")("epoch", member="lstm", epoch=1, metrics={"f1": 0.5, "val_loss": 0.25})
+    line = capsys.readouterr().err
+    assert parsed(line)[0]["metrics"] == {"f1": 0.5, "val_loss": 0.25}
+    for metric, value in (("f1", "0.5"), ("val_loss", "0.25")):
+        found = re.search(member_pattern("lstm", metric), line)
+        assert found is not None
+        assert found[1] == value
+
+
+@pytest.mark.usefixtures("as_json")
+def test_a_storage_that_fails_is_told_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(load_spec("fire", storage=str(tmp_path)), "r1")
+    lists, failures = Storage.list, iter([OSError("no network")])
+
+    def fails_once(storage: Storage, path: str = "") -> list[str]:
+        for failure in failures if threading.current_thread().name == "progress" else ():
+            raise failure
+        return lists(storage, path)
+
+    monkeypatch.setattr(watching, "_INTERVAL_S", 0.05)
+    monkeypatch.setattr(Storage, "list", fails_once)
+    seen: list[str] = []
+    with watching.watched(run, [lambda event: seen.append(event["event"])]):
+        run.journal("train")("step_started")
+        deadline = time.monotonic() + 60
+        while not seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert seen == ["step_started"]
+    (line,) = parsed(capsys.readouterr().err)
+    assert (line["level"], line["message"]) == (
+        "warning",
+        "[emberline] warning: no progress: no network",
+    )
 
 
 # What it costs
