@@ -285,13 +285,17 @@ class Storage:
     def list(self, path: str = "", *, recursive: bool = False) -> list[str]:
         """Paths under a folder, sorted, relative to the root. A folder that does not exist has
         none."""
-        from pyarrow.fs import FileSelector
+        return sorted(self._below(path, recursive=recursive))
+
+    def _below(self, path: str, *, recursive: bool) -> dict[str, bool]:
+        """What is under a folder: whether it is one itself."""
+        from pyarrow.fs import FileSelector, FileType
 
         selector = FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         prefix = self._root.rstrip("/") + "/"
         with self._answering():
             infos = self.filesystem.get_file_info(selector)
-        return sorted(info.path.removeprefix(prefix) for info in infos)
+        return {info.path.removeprefix(prefix): info.type == FileType.Directory for info in infos}
 
     def delete(self, path: str) -> None:
         with self._answering():
@@ -308,7 +312,8 @@ class Storage:
 
     def publish_folder(self, source: Path, path: str) -> None:
         """Copy a local folder to `path`, replacing what stands there. Locally the swap is a
-        rename."""
+        rename. Elsewhere what is no longer in it goes last: should the copy break off, it is still
+        there."""
         if self.is_local:
             target = self.local(path)
             staging = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -319,7 +324,6 @@ class Storage:
             return
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        self.delete_folder(path)
         with self._answering():
             copy_files(
                 str(source),
@@ -327,6 +331,20 @@ class Storage:
                 source_filesystem=LocalFileSystem(),
                 destination_filesystem=self.filesystem,
             )
+        new = {file.relative_to(source).as_posix() for file in source.rglob("*")}
+        self._delete_others(path, {f"{path}/{name}" for name in new})
+
+    def _delete_others(self, path: str, kept: set[str]) -> None:
+        """Delete what is below a folder, but for these paths."""
+        deleted: tuple[str, ...] = ()
+        for other, is_folder in sorted(self._below(path, recursive=True).items()):
+            if other in kept or other.startswith(deleted):
+                continue
+            if is_folder:
+                self.delete_folder(other)
+                deleted += (f"{other}/",)
+            else:
+                self.delete(other)
 
     @contextmanager
     def local_folder(self, path: str) -> Iterator[Path]:

@@ -227,3 +227,26 @@ def test_objects_that_could_not_be_deleted_are_told_of(words: str, told: str) ->
         f"- key 'r/a': {words}\n- key 'r/b': {words}\n"
     )
     assert str(outage("s3://b/r", error)) == told
+
+
+def test_a_folder_on_s3_is_replaced_once_the_new_one_is_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "new").write_text("2")
+    storage = Storage(f"s3://{bucket}/published")
+
+    def break_off(*_: object, **__: object) -> None:
+        raise OSError("broken off")
+
+    storage.make_folder("model/empty")
+    old = ["model/deep/old", "model/old", "model/steps-1/a/b", "model/steps-1/c"]
+    for path in old:
+        storage.write_text(path, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.fs.copy_files", break_off)
+        with pytest.raises(OSError, match="broken off"):
+            storage.publish_folder(tmp_path, "model")
+    assert set(old) <= set(storage.list("model", recursive=True))
+    storage.publish_folder(tmp_path, "model")
+    assert storage.list("model", recursive=True) == ["model/deep", "model/deep/new"]
