@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -158,3 +160,25 @@ def test_a_storage_that_refuses_is_not_asked_again(there: Storage) -> None:
         "storage 's3://no-such-bucket/root' did not take a (NoSuchBucket). Check the bucket, your "
         "AWS credentials and AWS_ENDPOINT_URL; then give the same command again"
     )
+
+
+class _Taking(BaseHTTPRequestHandler):
+    def do_PUT(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_storage_that_is_away_for_a_second_is_waited_for(
+    there: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Taking, bind_and_activate=False) as server:
+        server.server_bind()  # and does not listen yet
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        start = threading.Timer(1, lambda: (server.server_activate(), server.handle_request()))
+        start.start()
+        assert exclusive.create(there, "a", b"ours")
+        start.join()
