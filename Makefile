@@ -41,7 +41,7 @@ test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator
 	@$(BIN)/pytest -m slow tests/chaos
 
 cluster-test: setup  ## the chart on a real control plane; builds Kubernetes first, once (needs Go)
-	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) >/dev/null && $(BIN)/pytest tests/cluster
+	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) >/dev/null && $(BIN)/pytest -v tests/cluster
 
 node-test: setup  ## a run in pods of the image, on a real kubelet (needs Go, root and containerd)
 	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) kubelet >/dev/null && \
