@@ -10,6 +10,7 @@ from typing import Any
 from ray_jobs.errors import EmberlineError, JobFailed, PreflightError, RetryableError
 
 TOKEN = "KFP_TOKEN"  # noqa: S105
+TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105 - of KFP's own client, as its pods have it
 TIMEOUT_S = 30  # of one answer; the client takes no notice of a fraction
 _PAGE_SIZE = 100
 _MAX_PAGES = 100
@@ -131,14 +132,14 @@ class Api:
 def _token(path: str | None, environ: Mapping[str, str]) -> str | None:
     if environ.get(TOKEN):
         return environ[TOKEN]
-    if path is None:
+    key = "kubeflow.token_path" if path else TOKEN_PATH
+    path = path or environ.get(TOKEN_PATH)
+    if not path:
         return None
     try:
         return Path(path).expanduser().read_text().strip()
     except OSError as error:
-        raise PreflightError(
-            f"kubeflow.token_path {path!r} cannot be read ({error.strerror})"
-        ) from None
+        raise PreflightError(f"{key} {path!r} cannot be read ({error.strerror})") from None
 
 
 def _is_json(body: str | bytes | None) -> bool:

@@ -141,7 +141,7 @@ class KubeflowSpec(Section):
     """Where Kubeflow Pipelines is, and what the steps of a pipeline get there.
 
     The token of an API that asks for one is no part of it: KFP_TOKEN gives it, or `token_path`
-    names its file.
+    names its file, or KF_PIPELINES_SA_TOKEN_PATH does.
     """
 
     endpoint: str | None = None  # of KFP's API: http://HOST:8888; default: KF_PIPELINES_ENDPOINT

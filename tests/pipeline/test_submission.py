@@ -340,6 +340,8 @@ def test_a_token_is_sent_and_read_anew(
     )
     path.write_text("second")
     assert client.find_experiment("fire") is None
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(path))
+    assert Kubeflow(KubeflowSpec(endpoint=emulator.endpoint)).find_experiment("fire") is None
     monkeypatch.setenv("KFP_TOKEN", "third")
     emulator.token = "third"
     assert client.find_experiment("fire") is None
