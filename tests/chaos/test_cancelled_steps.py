@@ -115,14 +115,6 @@ class TestRayJob:
         ]
         wait_until(lambda: kubernetes.names("rayjobs") == [] and not processes_of(run))
 
-    def test_a_deleted_pod_takes_it_along(self, kubernetes: Cluster, tmp_path: Path) -> None:
-        run = prepared(tmp_path, LONG, *RAYJOB)
-        step = in_pod(kubernetes, run, tmp_path)
-        wait_for_epoch(run, step)
-        step.signal(signal.SIGKILL)
-        kubernetes.delete_pod("step-1")
-        wait_until(lambda: kubernetes.names("rayjobs") == [] and not processes_of(run))
-
     def test_another_attempt_attaches_and_owns_it(
         self, kubernetes: Cluster, tmp_path: Path
     ) -> None:
