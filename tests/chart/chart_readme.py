@@ -32,9 +32,9 @@ helm test emberline --logs
 
 That is MLflow with a PostgreSQL and a volume for artifacts. With `storage.uri` they are on S3;
 `serving.models`, `ray.enabled`, `webhook.enabled`, `retrain.jobs`, `pipelines.enabled`,
-`reaper.enabled` and `monitoring.enabled` add the rest. Each file under `ci/` is a set of values that
-`make test` renders and checks. Values that do not go together are refused by `helm install` with a
-sentence that says what to set.
+`reaper.enabled` and `monitoring.enabled` add the rest. Each file under `ci/` is a set of values
+that `make test` renders and checks. Values that do not go together are refused by `helm install`
+with a sentence that says what to set.
 
 Every pod meets the Pod Security Standard "restricted": label the namespace with
 `pod-security.kubernetes.io/enforce: restricted`. Nothing of a Secret is a value: make the Secrets

@@ -39,7 +39,7 @@ class PodTemplate:
 
 def values_of(name: str) -> dict[str, Any]:
     path = VALUE_SETS[name]
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    return yaml.load(path.read_bytes(), yaml.CSafeLoader) if path else {}
 
 
 @cache
