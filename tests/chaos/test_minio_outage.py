@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test may 
 ROOT = "s3://runs/root"
 # Requests in a run's four parts: its data, a network's checkpoints, its model, and what comes last.
 DATA, STEPS, MODEL = r"/datasets/", r"/lstm_classifier/steps-", r"/mlartifacts/"
+TRAINED = r"/lstm_classifier/val-predictions"  # its files, once its checkpoints are written
 END = r"/calm/result\.json\?uploads"
 DOWN_S = 1.0  # and as long as it takes to start
 
@@ -137,7 +138,7 @@ def test_a_server_that_stays_away_ends_a_run_and_the_same_command_goes_on(
     mortal_minio: S3Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for moment in ({STEPS: 12}, {MODEL: 5}):
+    for moment in ({TRAINED: 1}, {MODEL: 5}):
         with monkeypatch.context() as patch:
             left = upon(proxy, patch, moment, mortal_minio.kill)
             cut_off = run_here(ROOT, *JOB)
