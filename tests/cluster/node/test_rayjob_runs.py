@@ -49,12 +49,11 @@ def operator(cluster: ControlPlane, api: Api) -> Iterator[None]:
 
 
 @pytest.fixture
-def storage(api: Api, namespace: str, tmp_path: Path) -> Path:
-    """A folder of this machine that the claim `runs` has as its volume."""
+def storage(api: Api, namespace: str, tmp_path: Path) -> Iterator[Path]:
+    """A folder of this machine that the claim `runs` has as its volume, open to all users."""
+    before = os.umask(0)  # the pods' user is another than the one that begins the run
     folder = tmp_path / "runs"
     folder.mkdir()
-    folder.chmod(0o777)  # the pods' user is another
-    tmp_path.chmod(0o755)
     volume: Object = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -80,7 +79,8 @@ def storage(api: Api, namespace: str, tmp_path: Path) -> Path:
     }
     api.create(volume)
     api.create(claim, namespace)
-    return folder
+    yield folder
+    os.umask(before)
 
 
 @pytest.mark.timeout(900)
