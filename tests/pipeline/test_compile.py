@@ -87,7 +87,7 @@ def test_what_is_registered_may_be_promoted_and_deployed(
     ir = yaml.safe_load(path.read_text())
     tasks = ir["root"]["dag"]["tasks"]
     assert "register" in tasks["promote"]["dependentTasks"]
-    assert tasks["gate"]["dependentTasks"] == ["promote"]
+    assert "promote" in tasks["gate"]["dependentTasks"]
     assert ("deploy" in tasks) == (target is not None)
     if target:
         assert "gate" in tasks["deploy"]["dependentTasks"]

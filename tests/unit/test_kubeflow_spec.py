@@ -22,7 +22,9 @@ def test_a_step_has_what_the_default_has_and_its_own_over_it() -> None:
     gpu = Toleration(key="gpu", value="yes", effect="NoSchedule")
     spec = KubeflowSpec(
         steps={
-            "default": StepSpec(cpu="1", memory="2Gi", node_selector={"pool": "cpu", "disk": "ssd"}),
+            "default": StepSpec(
+                cpu="1", memory="2Gi", node_selector={"pool": "cpu", "disk": "ssd"}
+            ),
             "train": StepSpec(
                 memory="16Gi", gpus=1, node_selector={"pool": "gpu"}, tolerations=[gpu]
             ),
