@@ -1,6 +1,6 @@
 # Everything from a clean clone: `make run`, `make test`. Needs Python 3.11+, git and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow test-faults cluster-test node-test check format lock bench image image-test \
+.PHONY: help setup run test test-fast test-slow test-faults cluster-test node-test minio check format lock bench image image-test \
   chart-readme clean
 BIN := .venv/bin
 TAG ?= emberline
@@ -46,6 +46,9 @@ cluster-test: setup  ## the chart on a real control plane; builds Kubernetes fir
 node-test: setup  ## a run in pods of the image, on a real kubelet (needs Go, root and containerd)
 	@$(BIN)/python -m tests.go_tools $(CLUSTER_TOOLS) kubelet >/dev/null && \
 	unshare --net --mount sh -c 'ip link set lo up && exec $(BIN)/pytest tests/cluster/node'
+
+minio: setup  ## the S3 server that tests prefer to a mock, built once (where there is Go)
+	@if command -v go >/dev/null; then $(BIN)/python -m tests.go_tools minio >/dev/null; fi
 
 check: setup  ## lint, types, and whether the compiled pipelines are current
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/mypy --no-error-summary

@@ -174,7 +174,7 @@ def train(home: Path, runs: Sequence[tuple[str, JobSpec]], **environment: str) -
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An S3 server on loopback, buckets `rows` and `runs`: the variables to reach it. MinIO where
-    it has been built (`python -m tests.go_tools minio`), else moto's."""
+    it has been built (`make minio`), else moto's."""
     import boto3
 
     folder, program = tmp_path_factory.mktemp("s3"), built("minio")

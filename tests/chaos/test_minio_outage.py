@@ -36,7 +36,7 @@ from tests.s3_server import S3Server
 from tests.sagemaker_emulator.proxy import Proxy
 
 pytest_plugins = ["tests.s3_fixtures"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test may build the server
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = "s3://runs/root"
 # Requests in a run's four parts: its data, a network's checkpoints, its model, and what comes last.

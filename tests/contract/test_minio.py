@@ -24,7 +24,7 @@ from tests.unit.serving_models import fire_folder
 from tests.unit.test_models_registry import own_signing_key, register
 
 pytest_plugins = ["tests.s3_fixtures"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test may build the server
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 BUCKET = "runs"
 NAMES = [
