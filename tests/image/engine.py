@@ -17,7 +17,6 @@ from pathlib import Path
 USER = 65532  # in no /etc/passwd, and not the image's own
 WAIT_S = 120.0  # for a busy machine
 _MAX_PROCESSES = 16384
-_PATIENCE = {"RAY_raylet_start_wait_time_s": "180"}  # likewise; Ray's own is 30
 
 _ASK = """
 import http.client, json, sys
@@ -141,7 +140,7 @@ class Image:
         name: str,
         *words: str,
         mounts: Mapping[Path, str] | None = None,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         network: str = "none",
         entrypoint: str | None = None,
     ) -> list[str]:
@@ -153,7 +152,7 @@ class Image:
             *self.options,
             *self.engine.run_options,
             *(f"--volume={here}:{there}" for here, there in (mounts or {}).items()),
-            *(f"--env={key}={value}" for key, value in (_PATIENCE | (environment or {})).items()),
+            *(f"--env={key}={value}" for key, value in (environment or {}).items()),
             *([f"--entrypoint={entrypoint}"] if entrypoint else []),
             self.name,
             *words,

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.versions import versions
-from tests.image.engine import Image
+from tests.image.engine import Image, open_to_all
 
+HOME = "/home/emberline"
 _PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
 
@@ -26,6 +27,19 @@ _PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_tex
 def test_programs_are_run(image: Image, words: tuple[str, ...], answer: str) -> None:
     done = image.run(*words)
     assert (done.returncode, answer in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_a_run_in_a_pod_of_the_chart(image: Image, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    done = image.run(
+        "emberline", "run", "fire", "--json", "--set=data.samples=600",
+        "--set=resources.num_cpus=1", "--set=members=[logistic_regression]",
+        mounts={open_to_all(tmp_path / "home"): HOME}, environment={"HOME": HOME}, timeout_s=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "SUCCEEDED"
+    assert result["model"]  # in a registry of its own
 
 
 def test_another_word_is_refused(image: Image) -> None:
