@@ -83,15 +83,21 @@ def test_a_job_that_fails_fails_its_step(kubernetes: Cluster, run: Run) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_job_and_ends_the_step(
-    kubernetes: Cluster, run: Run, number: signal.Signals, code: int
-) -> None:
+    kubernetes: Cluster, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals,
+    code: int,
+) -> None:  # fmt: skip
+    delete = kubernetes.delete_rayjob
+
     def interrupt() -> None:
         while not kubernetes.names("rayjobs"):
             time.sleep(0.01)
         signal.raise_signal(number)
-        time.sleep(0.3)
-        signal.raise_signal(number)  # a second one changes nothing
 
+    def interrupt_again(name: str) -> None:
+        signal.raise_signal(number)  # a second one, in the middle of the stop, changes nothing
+        delete(name)
+
+    monkeypatch.setattr(kubernetes, "delete_rayjob", interrupt_again)
     threading.Thread(target=interrupt, daemon=True).start()
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit) as ended:
