@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ray_jobs import logs
 from ray_jobs.lifecycle import failure_of
 from ray_jobs.run import RESULT, Run
 
@@ -44,6 +45,7 @@ def run(run: Run, on_poll: Callable[[], None]) -> None:
         with log.open("wb") as output:
             child = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.local", run.uri],
+                env={**os.environ, logs.FORMAT: "text"},  # of a file that `failure_of` reads
                 stdin=subprocess.PIPE,  # its end tells the child that this process is gone
                 stdout=output,
                 stderr=subprocess.STDOUT,

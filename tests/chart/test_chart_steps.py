@@ -54,6 +54,7 @@ def test_the_notes_are_a_job_description() -> None:
     }
     kubeflow, settings = KubeflowSpec(**described["kubeflow"]), RayJobSpec(**described["rayjob"])
     assert kubeflow.train_on == "rayjob"
+    assert kubeflow.env == {"EMBERLINE_LOG_FORMAT": "text"}
     assert {kubeflow.service_account, settings.service_account} <= accounts
     assert settings.env == {"EMBERLINE_LOG_FORMAT": "text", "EMBERLINE_METRICS": "ray"}
     assert settings.labels == {"app.kubernetes.io/instance": RELEASE}

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from components import gate
+from ray_jobs.run import Run
 from ray_jobs.spec import load_spec
 from ray_jobs.webhooks.signature import SECRET_VARIABLE
 from tests.kubernetes_emulator import NAMESPACE, cluster
@@ -101,6 +103,26 @@ def test_the_receiver_of_webhooks(home: Path, trained: subprocess.CompletedProce
     assert first["message"].startswith("receiving webhooks for fire at http://127.0.0.1:")
     assert code == 0
     assert not any(secret in str(line) for line in rest)
+
+
+def test_a_step_of_a_pipeline(tmp_path: Path) -> None:
+    run = Run.create(load_spec("fire", storage=str(tmp_path / "runs")), "r1")
+    inputs = {"run": run.uri, "outcome": "refused", "reasons": "f1 fell"}
+    given = {
+        "inputs": {"parameterValues": inputs},
+        "outputs": {"outputFile": str(tmp_path / "outputs.json")},
+    }
+    words = (
+        "components.step", "kfp.dsl.executor_main", "--component_module_path",
+        str(Path(gate.__file__)), "--executor_input", json.dumps(given),
+        "--function_to_execute", "gate",
+    )  # fmt: skip
+    done = _python(*words, cwd=tmp_path)
+    (line,) = parsed(done.stderr)
+    assert done.returncode == 6
+    assert (line["run_id"], line["step"], line["event"]) == ("r1", "gate", "crash")
+    assert line["message"] == "GateRefused: f1 fell"
+    assert done.stdout == ""
 
 
 def test_the_reaper(tmp_path: Path) -> None:
