@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import helm_python
@@ -114,6 +115,35 @@ def test_no_secret_is_in_an_object(name: str) -> None:
 
 def test_objects_are_deterministic() -> None:
     assert render_text(values_of("everything")) == render_text(values_of("everything"))
+
+
+# What watches
+
+
+def test_the_dashboard_is_shipped_as_it_is() -> None:
+    """tests/unit/test_dashboard.py looks at its queries."""
+    [shipped] = [
+        each
+        for each in of_kind(objects("dashboard"), "ConfigMap")
+        if "emberline.json" in each["data"]
+    ]
+    stored = (CHART / "dashboards" / "emberline.json").read_text(encoding="utf-8")
+    assert json.loads(shipped["data"]["emberline.json"]) == json.loads(stored)
+    assert shipped["metadata"]["labels"]["grafana_dashboard"] == "ml"
+    assert shipped["metadata"]["annotations"] == {"grafana_folder": "ML"}
+    others = [
+        each for each in of_kind(objects("monitoring"), "ConfigMap") if "dashboard" in str(each)
+    ]
+    assert others == []
+
+
+@each_set
+def test_monitors_are_found_by_the_labels_of_the_values(name: str) -> None:
+    monitoring = values_of(name).get("monitoring", {})
+    monitors = of_kind(objects(name), "ServiceMonitor", "PodMonitor")
+    assert bool(monitors) is monitoring.get("enabled", False)
+    for monitor in monitors:
+        assert monitoring.get("labels", {}).items() <= monitor["metadata"]["labels"].items()
 
 
 # Rights
