@@ -79,8 +79,11 @@ def _place(run: Run, part: str) -> Target | None:
     from ray_jobs.targets.rayjob import RayJobTarget
 
     settings = run.spec.rayjob
-    notice_s = min(settings.stop_wait_s, _CHECKPOINT_S)
-    return RayJobTarget(settings.model_copy(update={"stop_wait_s": notice_s}), part, this_pod())
+    own = {
+        "image": settings.image or run.spec.kubeflow.image,
+        "stop_wait_s": min(settings.stop_wait_s, _CHECKPOINT_S),
+    }
+    return RayJobTarget(settings.model_copy(update=own), part, this_pod())
 
 
 def _follow(target: Target, run: Run, part: str) -> PartOutcome:

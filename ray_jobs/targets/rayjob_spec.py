@@ -43,7 +43,8 @@ class RayJobSpec(Section):
 
     context: str | None = None  # of the kubeconfig; default: its current one
     namespace: str | None = None  # default: the context's, or that of this pod
-    image: str | None = None  # the project's own; docker build, and push it where the nodes pull
+    # The project's own, pushed to where the nodes pull; a pipeline's step has kubeflow.image.
+    image: str | None = None
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: list[str] = []
     python: str = "python"  # in the image

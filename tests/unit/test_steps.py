@@ -160,6 +160,21 @@ def test_the_step_trains_itself_unless_told_otherwise(
         steps._place(Run(run.spec.replaced({"kubeflow.train_on": "ray"}), "n"), PART)
 
 
+def test_a_rayjob_has_the_steps_image_unless_told_otherwise(kubernetes: Cluster, run: Run) -> None:
+    steps_own = {"kubeflow.image": "emberline:steps"}
+    for image, expected in ((None, "emberline:steps"), ("emberline:gpu", "emberline:gpu")):
+        spec = run.spec.replaced({**steps_own, "rayjob.image": image})
+        run_there = Run(spec, expected.replace(":", "-"))
+        run_there.write_spec()
+        place = steps._place(run_there, PART)
+        assert place is not None
+        name = place.submit(run_there).name
+        found = kubernetes.get("rayjobs", name)
+        assert found is not None
+        (container,) = found["spec"]["submitterPodTemplate"]["spec"]["containers"]
+        assert container["image"] == expected
+
+
 @pytest.mark.parametrize("part", ["../../x", "member-", "member-mlp", "random_forest", ""])
 def test_a_part_that_is_none_is_named(
     run: Run, part: str, capsys: pytest.CaptureFixture[str]
