@@ -179,3 +179,16 @@ def test_drawn_pictures_lie_as_a_run_takes_them(call, tmp_path: Path) -> None:
     exit_code, _, err = call("data", "waste", "-o", "few", "--samples", "20")
     assert exit_code == 2
     assert "--samples 20: at least 300 pictures are needed, 10 of each of 30 classes" in err
+
+
+def test_a_step_of_a_pipeline_waits_for_what_it_starts(
+    call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_POD_NAME", "step-1")
+    monkeypatch.setenv("NAMESPACE", "jobs")
+    code, _, err = call("run", "fire", "--detach")
+    assert code == 2
+    assert " ".join(err.split()) == (
+        "error: --detach is not for a step of a pipeline: what a step starts belongs to its pod, "
+        "and is stopped once that has ended; leave it out, and the step waits"
+    )
