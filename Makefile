@@ -57,6 +57,7 @@ check: setup  ## lint, types, and whether the compiled pipelines are current
 format: setup  ## let ruff mend what it can
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
 
+# SageMaker takes no image with a provenance beside it.
 image:  ## build the image TAG with docker, buildah or podman; BASE=IMAGE, CUDA=1
 	@if docker info >/dev/null 2>&1; then builder="docker build --provenance=false --output type=docker"; \
 	elif command -v buildah >/dev/null; then builder="buildah bud --isolation chroot --layers --force-rm"; \
