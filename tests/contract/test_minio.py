@@ -239,6 +239,7 @@ def test_models_outlast_the_death_of_their_store(
 ) -> None:
     """Whether MLflow's own server passes the artifacts on, or each process reaches them itself."""
     artifacts, bundle = f"s3://{BUCKET}/mlartifacts", fire_folder()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the server's too
     with ExitStack() as stack:
         stack.enter_context(own_signing_key(tmp_path / "config"))
         server = ""
@@ -255,7 +256,6 @@ def test_models_outlast_the_death_of_their_store(
 
         mortal_minio.kill()
         with monkeypatch.context() as patch:
-            patch.setenv("AWS_MAX_ATTEMPTS", "1")
             patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             with pytest.raises(RetryableError, match=r"MLflow at .* give the same command again"):
                 download(model, tmp_path / "2")
