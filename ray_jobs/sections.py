@@ -19,7 +19,8 @@ from ray_jobs.targets.rayjob_spec import RayJobSpec
 from ray_jobs.targets.sagemaker.spec import SageMakerSpec
 from ray_jobs.tracking.promotion_spec import PromotionSpec
 
-PLACE = ("target", "ray", "rayjob", "sagemaker", "kubeflow")  # keys that say where a job is carried out
+# Keys that say where a job is carried out.
+PLACE = ("target", "ray", "rayjob", "sagemaker", "kubeflow")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
