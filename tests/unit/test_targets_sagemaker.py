@@ -36,6 +36,7 @@ from ray_jobs.targets.sagemaker.submissions import (
 )
 from ray_jobs.targets.sagemaker.target import SageMakerTarget, connect
 from ray_jobs.workloads.base import COMBINE
+from tests.sagemaker_emulator.aws import start_moto
 
 REGION = "eu-west-1"
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -554,8 +555,16 @@ def test_data_at_a_uri_are_no_channel(account: None) -> None:
 # Logs
 
 
+@pytest.fixture
+def cloudwatch(tmp_path: Path, account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """moto's: no S3 server has it."""
+    with start_moto(tmp_path) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        yield
+
+
 @pytest.mark.slow
-def test_a_log_is_read_as_it_grows(bucket: str) -> None:
+def test_a_log_is_read_as_it_grows(cloudwatch: None) -> None:
     aws = Aws(SageMakerSpec(region="us-east-1"))
     client = aws.client("logs")
     log = JobLogs(aws, tells_hosts=True)
