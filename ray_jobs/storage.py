@@ -294,7 +294,10 @@ class Storage:
         selector = FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         prefix = self._root.rstrip("/") + "/"
         with self._answering():
-            infos = self.filesystem.get_file_info(selector)
+            try:
+                infos = self.filesystem.get_file_info(selector)
+            except FileNotFoundError:  # made while Arrow looked whether it is there
+                infos = self.filesystem.get_file_info(selector)
         return {info.path.removeprefix(prefix): info.type == FileType.Directory for info in infos}
 
     def delete(self, path: str) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_what_arrow_parses_is_read_into_its_own_memory(
     storage = Storage(tmp_path_factory.mktemp("root"))
     storage.write_bytes("a.gz", content)  # whatever its name, as it is
     assert storage.read_buffer("a.gz").to_pybytes() == content == storage.read_bytes("a.gz")
+
+
+def test_a_folder_that_is_being_made_is_empty_or_there(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+
+    def look(folder: str) -> None:
+        for _ in range(200):
+            assert storage.list(folder) == []
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            looks = [pool.submit(look, str(number)) for _ in range(4)]
+            (tmp_path / str(number)).mkdir()
+            for each in looks:
+                each.result()
 
 
 def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

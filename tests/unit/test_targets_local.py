@@ -257,7 +257,7 @@ def test_a_run_on_an_object_store_has_its_log_on_this_machine(
     target = connect("local", spec)
     assert isinstance(target, LocalTarget)
     handle = target.submit(run)
-    assert any("no.csv" in line for line in target.logs(handle, follow=True))
+    assert "no.csv" in "".join(target.logs(handle, follow=True))  # read to its end
     found = target.status(handle)
     assert (found.status, found.may_be_retried) == ("FAILED", False)
     assert found.reason is not None
