@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_a_folder_that_is_being_made_is_empty_or_there(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for number in range(100):
             looks = [pool.submit(look, str(number)) for _ in range(4)]
+            time.sleep(0.001)  # till they look
             (tmp_path / str(number)).mkdir()
             for each in looks:
                 each.result()
