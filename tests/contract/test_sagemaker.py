@@ -37,8 +37,8 @@ JOB = (
 )
 NETWORK = (
     *SMALL_GCODE,
-    "train.epochs=100",
-    "train.patience=100",
+    "train.epochs=40",
+    "train.patience=40",
     "resources.num_cpus=1",
     "tracking.enabled=false",
 )
@@ -82,7 +82,7 @@ def test_a_spot_interruption_changes_nothing_but_the_time(
     run = make_run(aws, *NETWORK, "sagemaker.spot=true", workload="gcode")
     assert wait(here, calm, interval_s=0.2).status == "SUCCEEDED"
     handle = there.submit(run)
-    aws.emulator.wait_for_log(handle.name, "epoch 1/100")
+    aws.emulator.wait_for_log(handle.name, "epoch 1/40")
     aws.emulator.interrupt(handle.name)
     result = finish(there, handle)
     details = there.status(handle).details
