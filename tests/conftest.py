@@ -56,11 +56,14 @@ def _own_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quiet_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test depends on, or changes, the user's MLflow, AWS account, Ray cluster or keys."""
     for name in _SURROUNDINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    yield
+    for name in _SURROUNDINGS:  # MLflow sets its own, which the next module's fixtures would take
+        os.environ.pop(name, None)
 
 
 # A job that trains all five families in seconds.
