@@ -34,9 +34,14 @@ _SURROUNDINGS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of tests/contract last: the token of their cluster stays in the process, and a private
-    Ray started after them would not take its own."""
-    items.sort(key=lambda item: item.path.is_relative_to(_REPOSITORY / "tests" / "contract"))
+    """Those of a cluster with a token last: the token stays in the process, and a private Ray that
+    is started after them would not take its own."""
+
+    def is_last(item: pytest.Item) -> bool:
+        in_contract = item.path.is_relative_to(_REPOSITORY / "tests" / "contract")
+        return in_contract or "cluster" in getattr(item, "fixturenames", ())
+
+    items.sort(key=is_last)
 
 
 def real_data(name: str) -> Path:
