@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def is_last(item: pytest.Item) -> bool:
         in_contract = item.path.is_relative_to(_REPOSITORY / "tests" / "contract")
-        return in_contract or "cluster" in getattr(item, "fixturenames", ())
+        return in_contract or "ray_cluster" in getattr(item, "fixturenames", ())
 
     items.sort(key=is_last)
 
