@@ -37,7 +37,7 @@ test-slow: test-fast  ## those that start servers and train, after the fast ones
 	@$(BIN)/pytest -m slow --ignore tests/contract --ignore tests/chaos
 
 test-faults: setup  ## those of the targets (real clusters, SageMaker's emulator), then the faults
-	@$(BIN)/pytest tests/contract
+	@$(BIN)/pytest -m slow tests/contract
 	@$(BIN)/pytest -m slow tests/chaos
 
 cluster-test: setup  ## the chart on a real control plane; builds Kubernetes first, once (needs Go)
