@@ -59,6 +59,9 @@ def proxy(
 ) -> Iterator[Proxy]:
     """What jobs take for the server: it passes on what comes, and breaks the connection where
     nobody listens. MLflow's registry is in `tmp_path`."""
+    from mlflow.store.artifact.s3_artifact_repo import _cached_get_s3_client
+
+    _cached_get_s3_client.cache_clear()  # it keeps the address of an earlier test's
     proxy = Proxy(mortal_minio.url)
     with proxy.serving():
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -142,7 +145,7 @@ def test_a_server_that_stays_away_ends_a_run_and_the_same_command_goes_on(
         with monkeypatch.context() as patch:
             left = upon(proxy, patch, moment, mortal_minio.kill)
             cut_off = run_here(ROOT, *JOB)
-            assert max(left.values()) <= 0, left
+            assert max(left.values()) <= 0, (left, cut_off.stderr[-1500:])
         assert_to_be_retried(cut_off, "does not answer|could be written|did not take the run")
         mortal_minio.start()
     result = result_of(run_here(ROOT, *JOB))
